@@ -1,0 +1,65 @@
+"""Every kernel of this GPU once, on small ragged batches, for NVIDIA's checker to watch.
+
+compute-sanitizer --tool memcheck|racecheck|initcheck|synccheck python -m benchmarks.sanitize
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import cupy as cp
+import numpy as np
+
+import pagedattn as pa
+from pagedattn import dtypes
+from pagedattn.layout import HEAD_DIMS
+
+SEQLENS_Q = [1, 40, 1, 0, 130, 1]
+SEQLENS_K = [700, 40, 33, 5, 200, 64]
+
+
+def once(dtype: str, kv_dtype: str | None, head_dim: int, block_len: int, num_heads: int) -> None:
+    """One append, attention in every way of splitting, gather and merge."""
+    rng = cp.random.default_rng(0)
+    layout = pa.BlockLayout(2, head_dim, block_len, 1, dtype, kv_dtype)
+    # zeroed: decode reads whole tiles, rows past a sequence's end included, and masks them; initcheck shall report only what is not so
+    pool = cp.zeros((100, layout.block_bytes), cp.uint8)
+    cache = pa.KVCache(
+        100, num_kv_heads=2, head_dim=head_dim, block_len=block_len, dtype=dtype, kv_dtype=kv_dtype, device="cuda", pool=pool
+    )
+    sequences = [cache.new_sequence() for _ in SEQLENS_K]
+    element = dtypes.of(dtype).numpy
+
+    def normal(tokens: int, heads: int) -> cp.ndarray:
+        return rng.standard_normal((tokens, heads, head_dim), dtype=cp.float32).astype(element)
+
+    before = [k - q for q, k in zip(SEQLENS_Q, SEQLENS_K, strict=True)]
+    pa.append(normal(sum(before), 2), normal(sum(before), 2), cache, cache.extend(sequences, before))
+    batch = cache.extend(sequences, SEQLENS_Q)
+    tokens = sum(SEQLENS_Q)
+    q, k, v = normal(tokens, num_heads), normal(tokens, 2), normal(tokens, 2)
+    sinks = cp.zeros(num_heads, cp.float32)
+    out, lse = pa.paged_attention(q, cache, batch, k=k, v=v, return_lse=True)
+    for keywords in (
+        {"num_splits": 3},
+        {"num_splits": "fixed:256"},
+        {"window_size": 50, "softcap": 20.0, "sinks": sinks},
+        {"causal": False},
+    ):
+        pa.paged_attention(q, cache, batch, return_lse=True, **keywords)
+    merged, _ = pa.merge([out, out], [lse, lse])
+    pa.gather(cache, batch)
+    assert bool(cp.isfinite(merged.astype(cp.float32)).all())
+    assert np.allclose(cp.asnumpy(merged.astype(cp.float32)), cp.asnumpy(out.astype(cp.float32)), atol=1e-2)
+
+
+def main() -> None:
+    for dtype, kv_dtype, head_dim in itertools.product(("float16", "bfloat16"), (None, "int8", "int4"), HEAD_DIMS):
+        for block_len, num_heads in ((16, 8), (64, 24)):
+            once(dtype, kv_dtype, head_dim, block_len, num_heads)
+            cp.cuda.Device().synchronize()
+        print(dtype, kv_dtype or dtype, head_dim, flush=True)
+
+
+if __name__ == "__main__":
+    main()

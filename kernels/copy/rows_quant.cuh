@@ -1,0 +1,62 @@
+// Rows of T between contiguous arrays and the blocks of a quantised cache: one CTA a token, eight dims a lane.
+#pragma once
+
+#include "copy/token.cuh"
+#include "quant/codes.cuh"
+#include "quant/quantise.cuh"
+
+template<class Layout>
+struct QuantRows: TokenRows<Layout> {
+    using Config = typename Layout::Config;
+    using T = typename Config::T;
+    static constexpr int kBits = Config::kBits;
+    static constexpr int kUsedLanes = Config::kHeadDim / 8;
+    static constexpr int kLanes = kUsedLanes <= 8 ? 8 : kUsedLanes <= 16 ? 16 : 32;  // of a row
+    static constexpr int kCodeWords = kBits / 4;                                     // of a lane
+};
+
+template<class Layout, class Params>
+DEVICE void quantise_token(const Params& p, int token, const TokenPlace& at, int thread, int threads)
+{
+    using Rows = QuantRows<Layout>;
+    const Layout layout = Layout::of(p);
+    const int lane = thread % Rows::kLanes, count = Rows::count(p);
+    for (int first = 0; first < count; first += threads / Rows::kLanes) {  // every lane takes part in the shuffles
+        const int row = first + thread / Rows::kLanes;
+        const bool active = row < count && lane < Rows::kUsedLanes;
+        u32 x[4] = {};
+        if (active) {
+            const uint4 v = ((const uint4*)Rows::contiguous(p, token, row))[lane];
+            x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+        }
+        const RowQuantiser<typename Rows::T, Rows::kBits, Rows::kLanes> quantiser(x, active);
+        if (active) {
+            u32 codes[Rows::kCodeWords];
+            quantiser.Codes(codes, x);
+#pragma unroll
+            for (int i = 0; i < Rows::kCodeWords; ++i) {
+                ((u32*)Rows::data(p, layout, at, row))[lane * Rows::kCodeWords + i] = codes[i];
+            }
+            if (lane == 0) {
+                *Rows::param(p, layout, at, row) = quantiser.param;
+            }
+        }
+    }
+}
+
+template<class Layout, class Params>
+DEVICE void dequantise_token(const Params& p, int token, const TokenPlace& at, int thread, int threads)
+{
+    using Rows = QuantRows<Layout>;
+    const Layout layout = Layout::of(p);
+    for (int i = thread; i < Rows::count(p) * Rows::kUsedLanes; i += threads) {
+        const int row = i / Rows::kUsedLanes, lane = i % Rows::kUsedLanes;
+        u32 codes[Rows::kCodeWords], d[4];
+#pragma unroll
+        for (int k = 0; k < Rows::kCodeWords; ++k) {
+            codes[k] = ((const u32*)Rows::data(p, layout, at, row))[lane * Rows::kCodeWords + k];
+        }
+        dequantise<typename Rows::T, Rows::kBits>(d, codes, *Rows::param(p, layout, at, row));
+        ((uint4*)Rows::contiguous(p, token, row))[lane] = make_uint4(d[0], d[1], d[2], d[3]);
+    }
+}

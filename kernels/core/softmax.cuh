@@ -1,0 +1,37 @@
+// What both kernels do to scores and sums: softcap, the end of a row, the lazy reference.
+#pragma once
+
+#include "ptx/math.cuh"
+
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+// The running maximum moves only when a score outgrows it by 2^kLazyLimit: probabilities stay below 2^kLazyLimit, sums in float32.
+constexpr float kLazyLimit = 8.f;
+
+// softcap * tanh(s * scale / softcap), still on the scale of q.k.
+template<class Params>
+DEVICE float softcap(const Params& p, float s)
+{
+    return p.softcap_out * tanh_ex2(s * p.softcap_in);
+}
+
+// A row's end: what the unnormalised output is multiplied with, and the log-sum-exp. m is in units of log2.
+struct RowEnd {
+    float scale;
+    float lse;
+
+    template<class Params>
+    DEVICE RowEnd(const Params& p, int head, float m, float l)
+    {
+        float weight = 1.f;
+        if (p.sinks) {  // joins the sum once, with no value
+            const float sink = p.sinks[head] * kLog2e, top = fmaxf(m, sink);
+            weight = ex2(m - top);
+            l = l * weight + ex2(sink - top);
+            m = top;
+        }
+        scale = l > 0.f ? weight * rcp(l) : 0.f;
+        lse = (m + lg2(l)) * kLn2;
+    }
+};

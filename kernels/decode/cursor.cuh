@@ -1,0 +1,145 @@
+// The flat list of key tiles, and a warp's place in it.
+// A segment is one (sequence, KV head, pack of query heads). The list holds all segments, one after the other; each is kSegmentUnits units
+// of overhead, then one unit a tile. Every warp takes an equal, contiguous range of units, so ragged batches balance themselves.
+#pragma once
+
+#include "core/types.cuh"
+
+constexpr int kSegmentUnits = 1;  // what starting a segment costs, in tiles
+
+template<class Params, int CTA_S>
+struct Cursor {
+    int b, slot;      // sequence; segment within it: KV head * head_packs + pack
+    int tile, tiles;  // tile within the segment, and how many there are
+    int len, first;   // keys of the sequence; its first tile that the window lets through
+    int start;        // unit at which the segment begins
+
+    DEVICE static int slots(const Params& p) { return p.num_kv_heads * p.head_packs; }
+
+    // Tiles of sequence b that decode owns: it takes sequences with exactly one query.
+    DEVICE static int count_tiles(const Params& p, int b, int& len, int& first)
+    {
+        len = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];
+        first = 0;
+        if (p.cu_seqlens_q && p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b] != 1) {
+            return 0;
+        }
+        if (p.window_size) {
+            first = max(len - p.window_size, 0) / CTA_S;
+        }
+        return (len + CTA_S - 1) / CTA_S - first;
+    }
+
+    // Units of one segment of sequence b; 0 if it has no keys.
+    DEVICE static int count_units(const Params& p, int b)
+    {
+        int len, first;
+        const int n = count_tiles(p, b, len, first);
+        return n > 0 ? n + kSegmentUnits : 0;
+    }
+
+    DEVICE void enter(const Params& p) { tiles = count_tiles(p, b, len, first); }
+
+    DEVICE int unit() const { return start + kSegmentUnits + tile; }
+
+    DEVICE int key() const { return (first + tile) * CTA_S; }
+
+    DEVICE int segment(const Params& p) const { return b * slots(p) + slot; }
+
+    DEVICE void next(const Params& p)
+    {
+        if (++tile < tiles) {
+            return;
+        }
+        tile = 0;
+        start += tiles + kSegmentUnits;
+        if (++slot < slots(p)) {
+            return;
+        }
+        slot = 0;
+        tiles = 0;
+        while (tiles <= 0 && ++b < p.batch_size) {
+            enter(p);
+        }
+    }
+};
+
+// How the list is shared out: the first `rest` of `workers` warps take `per` + 1 units, the others `per`.
+struct Shares {
+    int per, rest;
+
+    static DEVICE Shares of(int total, int workers) { return {total / workers, total % workers}; }
+
+    DEVICE int begin(int worker) const { return worker * per + min(worker, rest); }
+
+    DEVICE int worker_of(int unit) const
+    {
+        const int big = rest * (per + 1);
+        return unit < big ? unit / (per + 1) : rest + (unit - big) / max(per, 1);
+    }
+};
+
+// Sequences lane, 32 + lane, ... of the first kHeld * 32 are kept in registers between the two passes over the batch.
+template<class Params, int CTA_S>
+struct FlatPlan {
+    using Place = Cursor<Params, CTA_S>;
+    static constexpr int kHeld = 4;
+    int held[kHeld];
+    int total;
+
+    DEVICE FlatPlan(const Params& p, int lane)
+    {
+        total = 0;
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) {
+            const int b = kWarpSize * i + lane;
+            held[i] = b < p.batch_size ? Place::count_units(p, b) : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < kHeld; ++i) {
+            total += held[i];
+        }
+        for (int b = kHeld * kWarpSize + lane; b < p.batch_size; b += kWarpSize) {
+            total += Place::count_units(p, b);
+        }
+        total = __reduce_add_sync(kFullWarp, total) * Place::slots(p);
+    }
+
+    // The place of unit `at`, which must be below the total.
+    DEVICE Place find(const Params& p, int lane, int at) const
+    {
+        Place c;
+        int base = 0;
+#pragma unroll 1
+        for (int i = 0;; ++i) {
+            const int b = kWarpSize * i + lane;
+            int units = i == 0             ? held[0]
+                        : i == 1           ? held[1]
+                        : i == 2           ? held[2]
+                        : i == 3           ? held[3]
+                        : b < p.batch_size ? Place::count_units(p, b)
+                                           : 0;
+            units *= Place::slots(p);
+            int upto = units;  // inclusive scan over the lanes
+#pragma unroll
+            for (int k = 1; k < kWarpSize; k <<= 1) {
+                const int other = __shfl_up_sync(kFullWarp, upto, k);
+                upto += lane >= k ? other : 0;
+            }
+            const u32 hit = __ballot_sync(kFullWarp, base + upto > at);
+            if (hit) {
+                const int owner = __ffs(hit) - 1;
+                base += __shfl_sync(kFullWarp, upto - units, owner);
+                c.b = kWarpSize * i + owner;
+                break;
+            }
+            base += __shfl_sync(kFullWarp, upto, kWarpSize - 1);
+        }
+        c.enter(p);
+        const int units = c.tiles + kSegmentUnits;
+        c.slot = (at - base) / units;
+        c.start = base + c.slot * units;
+        c.tile = max(at - c.start - kSegmentUnits, 0);
+        return c;
+    }
+};

@@ -1,0 +1,377 @@
+// One warp's arithmetic on a tile of 32 quantised keys. Codes enter the mma; K's (scale, zero) act on scores, V's scale on P, and V's zero
+// comes from one extra mma per 16 keys: no element is ever scaled.
+// Lane l is (g, t) = (l / 4, l % 4) and owns K's keys 4g .. 4g + 3, V's 8t .. 8t + 7. Row g of tile m is key 4g + 2m, row g + 8 the next.
+#pragma once
+
+#include "core/family_sm80.cuh"
+#include "decode/softmax.cuh"
+#include "iterator/gmem_sm80.cuh"
+#include "ptx/memory.cuh"
+#include "ptx/mma.cuh"
+#include "quant/codes.cuh"
+#include "smem/swizzle.cuh"
+
+template<class T_, int kBits, int kHeadDim_, int kHeads_, bool kQueryInShared_, bool kFewRegisters_>
+struct DecodeQuantImpl {
+    using T = T_;
+    using Code = Codes<T, kBits>;
+    static constexpr int kHeadDim = kHeadDim_;
+    static constexpr int kHeads = kHeads_;
+    static constexpr bool kQueryInShared = kQueryInShared_;
+    static constexpr bool kFewRegisters = kFewRegisters_;  // recompute addresses rather than keep them
+    static constexpr int CTA_S = 32;
+    static constexpr int kKeyTiles = 2, kLaneKeys = 2 * kKeyTiles;
+    static constexpr int kHeadTiles = kHeads / 8;
+    static constexpr int kDimTiles = kHeadDim / 16;
+    static constexpr int kRowBytes = kHeadDim * kBits / 8;
+    static constexpr int kRowChunks = kRowBytes / kChunkBytes;
+    static constexpr int kWordDims = 32 / kBits;      // dims of a word of codes
+    static constexpr int kWordSteps = kWordDims / 4;  // k-steps of a word of K: four lanes bring 16 dims to each
+    static constexpr int kWordTiles = kWordDims / 2;  // accumulator tiles of a word of V
+
+    static constexpr int widest(int words) { return words % 4 == 0 ? 4 : words % 2 == 0 ? 2 : 1; }
+    static constexpr int kLaneKeyWords = kRowBytes / 16;  // of a row of K, a lane's share
+    static constexpr int kKeyWords = widest(kLaneKeyWords);
+    static constexpr int kKeyLoads = kLaneKeyWords / kKeyWords;
+    static constexpr int kSteps = kLaneKeyWords * kWordSteps;
+    static constexpr int kLaneValueWords = kRowBytes / 32;  // of a row of V, whole words
+    static constexpr bool kHalfWord = kRowBytes % 32 != 0;  // and then half a word: two lanes share it
+    static constexpr int kValueWords = kQueryInShared && kLaneValueWords % 2 == 0 ? 2 : widest(kLaneValueWords);
+    static constexpr int kValueLoads = kLaneValueWords / kValueWords;
+    static constexpr int kWholeTiles = kLaneValueWords * kWordTiles;
+
+    static constexpr int kTileBytes = CTA_S * kRowBytes;
+    static constexpr int kParamTileBytes = CTA_S * 2 * sizeof(T);
+    static constexpr int kSlotBytes = 2 * kTileBytes + 2 * kParamTileBytes;  // K, V, K's parameters, V's parameters
+
+    using SmemLayoutK = CodeKeySwizzle<kRowChunks, kLaneKeys, kKeyWords>;
+    using SmemLayoutV = CodeValueSwizzle<kRowChunks, kLaneKeys>;
+    struct SmemLayoutParam {
+        static DEVICE int offset(int index) { return index * kChunkBytes; }
+    };
+
+    template<int Index>
+    using GmemIter = CombinedIterator<
+        Sm80WarpGmemIterator<u8, WarpLinearMap<kRowChunks * CTA_S>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>,
+        Sm80WarpGmemIterator<T, WarpLinearMap<kParamTileBytes / kChunkBytes>, SmemLayoutParam,
+                             Index == kKeyData ? kKeyParam : kValueParam>>;
+
+    static DEVICE void SetSmem(GmemIter<kKeyData>& k, GmemIter<kValueData>& v, u32 ring)
+    {
+        k.SetSmem(ring, ring + 2 * kTileBytes);
+        v.SetSmem(ring + kTileBytes, ring + 2 * kTileBytes + kParamTileBytes);
+    }
+
+    using Softmax = DecodeSoftmax<T, kKeyTiles, kHeadTiles, kDimTiles>;
+    using FragS = typename Softmax::FragS;
+    using FragP = typename Softmax::FragP;
+    using State = typename Softmax::State;  // FragL: [0], [1] sums of p * zero
+
+    struct Query {
+        u32 frag_q[kQueryInShared ? 1 : kSteps][kHeadTiles][2];  // B: column g is head g, dims permuted like K's words
+        float bias[kHeadTiles][2];                               // minus what the magic numbers add to the score of heads 2t and 2t + 1
+        float sum[kHeadTiles][2];                                // of the head's dims
+    };
+
+    // Accumulator tile i holds dims dim_of(i, g) in its rows g and, `second` = 1, in its rows g + 8.
+    static DEVICE int dim_of(int i, int g, int second)
+    {
+        if (i < kWholeTiles) {
+            const int word = i / kWordTiles / kValueWords * 8 * kValueWords + g * kValueWords + i / kWordTiles % kValueWords;
+            return word * kWordDims + i % kWordTiles * 2 + second;
+        }
+        return (kLaneValueWords * 8 + g / 2) * kWordDims + ((i - kWholeTiles) * 2 + second) * 2 + g % 2;  // nibbles of one parity
+    }
+
+    // Step `step` of a lane's words of a row: the first of its four dims.
+    static DEVICE int query_dim(int step, int t)
+    {
+        const int word = step / kWordSteps;
+        return ((word / kKeyWords * 4 + t) * kKeyWords + word % kKeyWords) * kWordDims + step % kWordSteps * 4;
+    }
+
+    template<class Params>
+    static DEVICE void LoadQ(Query& query, u32 smem_q, const T* q, int heads, const Params&, int g, int t)
+    {
+        __syncwarp();
+#pragma unroll
+        for (int n = 0; n < kHeadTiles; ++n) {
+            const int head = 8 * n + g;
+            const T* const row = q + min(head, heads - 1) * kHeadDim;
+            float sum = 0.f, bias = 0.f;
+#pragma unroll
+            for (int s = 0; s < kSteps; ++s) {
+                const uint2 w = head < heads ? *(const uint2*)(row + query_dim(s, t)) : make_uint2(0, 0);
+                const float first = low_to_float<T>(w.x) + high_to_float<T>(w.x), second = low_to_float<T>(w.y) + high_to_float<T>(w.y);
+                sum += first + second;
+                bias += Code::kBias[0] * first + Code::kBias[1] * second;
+                if constexpr (kQueryInShared) {
+                    st_shared_v2(query_address(smem_q, s, n, g, t), w.x, w.y);
+                }
+                else {
+                    query.frag_q[s][n][0] = w.x;
+                    query.frag_q[s][n][1] = w.y;
+                }
+            }
+#pragma unroll
+            for (int k = 1; k < 4; k <<= 1) {
+                sum += __shfl_xor_sync(kFullWarp, sum, k);
+                bias += __shfl_xor_sync(kFullWarp, bias, k);
+            }
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                query.sum[n][e] = __shfl_sync(kFullWarp, sum, 8 * t + 4 * e);
+                query.bias[n][e] = -__shfl_sync(kFullWarp, bias, 8 * t + 4 * e);
+            }
+        }
+        __syncwarp();
+    }
+
+    static DEVICE void ComputeQK(FragS& frag_s, const Query& query, u32 smem_q, u32 slot, int g, int t)
+    {
+#pragma unroll
+        for (int m = 0; m < kKeyTiles; ++m) {
+#pragma unroll
+            for (int n = 0; n < kHeadTiles; ++n) {
+                frag_s[m][n][0] = frag_s[m][n][2] = query.bias[n][0];
+                frag_s[m][n][1] = frag_s[m][n][3] = query.bias[n][1];
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < kKeyLoads; ++j) {
+            u32 frag_k[kLaneKeys][kKeyWords];
+#pragma unroll
+            for (int k = 0; k < kLaneKeys; ++k) {
+                ld_shared(frag_k[k], slot + SmemLayoutK::group_offset(g, k * kRowBytes + (4 * j + t) * 4 * kKeyWords));
+            }
+#pragma unroll
+            for (int w = 0; w < kKeyWords; ++w) {
+#pragma unroll
+                for (int e = 0; e < kWordSteps; ++e) {
+                    const int step = (j * kKeyWords + w) * kWordSteps + e;
+                    u32 pairs[kLaneKeys][2];
+#pragma unroll
+                    for (int k = 0; k < kLaneKeys; ++k) {
+                        Code::key_pairs(pairs[k], frag_k[k][w], e);
+                    }
+#pragma unroll
+                    for (int n = 0; n < kHeadTiles; ++n) {
+                        u32 q[2];
+                        if constexpr (kQueryInShared) {
+                            ld_shared(q, query_address(smem_q, step, n, g, t));
+                        }
+                        else {
+                            q[0] = query.frag_q[step][n][0], q[1] = query.frag_q[step][n][1];
+                        }
+#pragma unroll
+                        for (int m = 0; m < kKeyTiles; ++m) {
+                            mma_m16n8k16<T>(frag_s[m][n], {pairs[2 * m][0], pairs[2 * m + 1][0], pairs[2 * m][1], pairs[2 * m + 1][1]}, q);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    // Scores s = code score * scale + zero * sum(q) become probabilities 2^(s*qk_scale - m). Keys outside [from, to) of the tile do not
+    // count.
+    template<class Params>
+    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query& query, u32 slot, const Params& p, int from, int to,
+                                bool fresh, int g, int t)
+    {
+        u32 param[kLaneKeys];
+        ld_shared(param, slot + 2 * kTileBytes + g * kLaneKeys * 4);
+        if (p.softcap_in != 0.f) {
+            Scale(frag_s, state, query, param, 1.f, 0.f);
+#pragma unroll
+            for (int m = 0; m < kKeyTiles; ++m) {
+#pragma unroll
+                for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        frag_s[m][n][i] = fmaf(softcap(p, frag_s[m][n][i]), p.qk_scale, -state.frag_m[n][i & 1]);
+                    }
+                }
+            }
+        }
+        else {
+            Scale(frag_s, state, query, param, p.qk_scale, 1.f);
+        }
+        if (from > 0 || to < CTA_S) {
+            Softmax::Mask(frag_s, from, to, g);
+            ClearValueParams(slot, 4 * g + t, from, to);
+        }
+        // P is multiplied by V's scale in T: 2^8 * 2^6 stays a float16; above that the reference is put 12 binary orders higher.
+        constexpr float kShift = 4.f, kLargeScale = 64.f;
+        bool large = false;
+        if constexpr (kFloat16) {
+            u32 mine[1];
+            ld_shared(mine, value_param(slot, 4 * g + t));
+            large = __any_sync(kFullWarp, fabsf(low_to_float<T>(mine[0])) > kLargeScale);
+        }
+        Softmax::MoveReference(frag_s, state, fresh, large, large ? kShift - 12.f : kShift);
+        Softmax::Exponentials(frag_p, frag_s, state);
+    }
+
+    static DEVICE void ComputePV(State& state, FragP& frag_p, u32 slot, int from, int to, int g, int t)
+    {
+        constexpr int kKeys = 2 * kLaneKeys;  // of a lane
+        u32 param[kKeys];
+        {
+            u32 half[4];
+#pragma unroll
+            for (int i = 0; i < kKeys / 4; ++i) {
+                ld_shared(half, value_param(slot, t * kKeys + 4 * i));
+#pragma unroll
+                for (int k = 0; k < 4; ++k) {
+                    param[4 * i + k] = half[k];
+                }
+            }
+        }
+        // B of 16 keys: (u, u + kLaneKeys) and (u + 1, u + 1 + kLaneKeys) of the lane's keys
+#pragma unroll
+        for (int u = 0; u < kLaneKeys; u += 2) {
+            const u32 scale0 = prmt(param[u], param[u + kLaneKeys], 0x5410), scale1 = prmt(param[u + 1], param[u + 1 + kLaneKeys], 0x5410);
+            const u32 zero0 = fma_rn_x2<T>(scale0, Code::kMiddlePair, prmt(param[u], param[u + kLaneKeys], 0x7632));
+            const u32 zero1 = fma_rn_x2<T>(scale1, Code::kMiddlePair, prmt(param[u + 1], param[u + 1 + kLaneKeys], 0x7632));
+#pragma unroll
+            for (int n = 0; n < kHeadTiles; ++n) {
+                ZeroSum(state, n, zero0, zero1, frag_p, u);
+                frag_p[n][u] = mul_rn_x2<T>(frag_p[n][u], scale0);
+                frag_p[n][u + 1] = mul_rn_x2<T>(frag_p[n][u + 1], scale1);
+            }
+        }
+        const u32 tile = slot + kTileBytes;
+#pragma unroll
+        for (int j = 0; j < kValueLoads; ++j) {
+            u32 frag_v[kKeys][kValueWords];
+#pragma unroll
+            for (int k = 0; k < kKeys; ++k) {
+                ld_shared(frag_v[k], tile + SmemLayoutV::group_offset(t, k * kRowBytes + (8 * j + g) * 4 * kValueWords));
+            }
+#pragma unroll
+            for (int w = 0; w < kValueWords; ++w) {
+#pragma unroll
+                for (int u = 0; u < kLaneKeys; u += 2) {
+                    const u32 x0 = frag_v[u][w], x1 = frag_v[u + kLaneKeys][w], y0 = frag_v[u + 1][w], y1 = frag_v[u + 1 + kLaneKeys][w];
+                    const u32 x[2] = {prmt(x0, x1, 0x5410), prmt(x0, x1, 0x7632)}, y[2] = {prmt(y0, y1, 0x5410), prmt(y0, y1, 0x7632)};
+#pragma unroll
+                    for (int i = 0; i < kWordTiles; ++i) {
+                        const u32 a[4] = {value(x, i, 0), value(x, i, 1), value(y, i, 0), value(y, i, 1)};
+                        Accumulate(state, (j * kValueWords + w) * kWordTiles + i, a, frag_p, u);
+                    }
+                }
+            }
+        }
+        if constexpr (kHalfWord) {
+            const u32 selector = g % 2 ? 0x7632 : 0x5410;
+            u32 frag_v[kKeys];
+#pragma unroll
+            for (int k = 0; k < kKeys; ++k) {
+                u32 word[1];
+                ld_shared(word, tile + SmemLayoutV::group_offset(t, k * kRowBytes + (8 * kLaneValueWords + g / 2) * 4));
+                frag_v[k] = word[0];
+            }
+#pragma unroll
+            for (int u = 0; u < kLaneKeys; u += 2) {
+                const u32 x = prmt(frag_v[u], frag_v[u + kLaneKeys], selector),
+                          y = prmt(frag_v[u + 1], frag_v[u + 1 + kLaneKeys], selector);
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const u32 a[4] = {Code::low(x >> 8 * i), Code::high(x >> 8 * i), Code::low(y >> 8 * i), Code::high(y >> 8 * i)};
+                    Accumulate(state, kWholeTiles + i, a, frag_p, u);
+                }
+            }
+        }
+    }
+
+    // V's zeros join O: sum p (code - middle) scale + sum p (zero + middle scale).
+    static DEVICE void Finish(State& state)
+    {
+        Softmax::Finish(state);
+#pragma unroll
+        for (int i = 0; i < kDimTiles; ++i) {
+#pragma unroll
+            for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    state.frag_o[i][n][e] += state.frag_l[n][e & 1];
+                }
+            }
+        }
+    }
+
+private:
+    static constexpr bool kFloat16 = Pair<T>::kOnes == Pair<half_t>::kOnes;
+
+    // s = (code score * scale + zero * sum(q)) * factor - m * relative
+    static DEVICE void Scale(FragS& frag_s, const State& state, const Query& query, const u32 (&param)[kLaneKeys], float factor,
+                             float relative)
+    {
+        float sum[kHeadTiles][2], reference[kHeadTiles][2];
+#pragma unroll
+        for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                sum[n][e] = query.sum[n][e] * factor;
+                reference[n][e] = relative == 0.f ? 0.f : -state.frag_m[n][e];
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < kLaneKeys; ++k) {
+            const float scale = low_to_float<T>(param[k]) * factor, zero = high_to_float<T>(param[k]);
+#pragma unroll
+            for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    float& s = frag_s[k / 2][n][k % 2 * 2 + e];
+                    s = fmaf(s, scale, fmaf(zero, sum[n][e], reference[n][e]));
+                }
+            }
+        }
+    }
+
+    // Centred codes of tile i's first or second dim, of two keys; x are the low and the high halves of their words.
+    static DEVICE u32 value(const u32 (&x)[2], int i, int second)
+    {
+        if (kBits == 8) {
+            return second ? Code::high(x[i]) : Code::low(x[i]);
+        }
+        const u32 nibbles = x[second] >> 8 * (i / 2);
+        return i % 2 ? Code::high(nibbles) : Code::low(nibbles);
+    }
+
+    static DEVICE void Accumulate(State& state, int tile, const u32 (&a)[4], const FragP& frag_p, int u)
+    {
+#pragma unroll
+        for (int n = 0; n < kHeadTiles; ++n) {
+            mma_m16n8k16<T>(state.frag_o[tile][n], a, {frag_p[n][u], frag_p[n][u + 1]});
+        }
+    }
+
+    // sum p * zero of 16 keys: every row of the product is the same, and its lower half is not kept.
+    static DEVICE void ZeroSum(State& state, int n, u32 zero0, u32 zero1, const FragP& frag_p, int u)
+    {
+        float sum[4] = {state.frag_l[n][0], state.frag_l[n][1], 0.f, 0.f};
+        mma_m16n8k16<T>(sum, {zero0, 0, zero1, 0}, {frag_p[n][u], frag_p[n][u + 1]});
+        state.frag_l[n][0] = sum[0];
+        state.frag_l[n][1] = sum[1];
+    }
+
+    static DEVICE u32 value_param(u32 slot, int key) { return slot + 2 * kTileBytes + kParamTileBytes + key * 4; }
+
+    // Parameters of V outside [from, to) may hold NaN, which a zero probability would not silence; codes are always finite.
+    static DEVICE void ClearValueParams(u32 slot, int key, int from, int to)
+    {
+        if (key < from || key >= to) {
+            st_shared(value_param(slot, key), 0);
+        }
+        __syncwarp();
+    }
+
+    // A lane's fragments of Q lie where no other lane reads.
+    static DEVICE u32 query_address(u32 smem_q, int step, int n, int g, int t)
+    {
+        return smem_q + ((step * kHeadTiles + n) * kWarpSize + 4 * g + t) * 8;
+    }
+};

@@ -1,0 +1,146 @@
+// A warp's softmax over a tile of kKeyTiles * 16 keys. Scores stand as the accumulators of S^T: element i of key tile m, head tile n is
+// key 2 kKeyTiles g + 2m + i/2, head 8n + 2t + i%2.
+#pragma once
+
+#include "core/float16.cuh"
+#include "core/softmax.cuh"
+#include "ptx/ldmatrix.cuh"
+
+template<class T, int kKeyTiles, int kHeadTiles, int kDimTiles>
+struct DecodeSoftmax {
+    static constexpr int kKeys = 16 * kKeyTiles;
+    static constexpr int kLaneKeys = 2 * kKeyTiles;  // keys of a lane follow each other
+
+    using FragS = float[kKeyTiles][kHeadTiles][4];
+    using FragP = u32[kHeadTiles][kLaneKeys];       // B: keys 2 kLaneKeys t + n and + kLaneKeys of head g
+    using FragO = float[kDimTiles][kHeadTiles][4];  // (first dim, heads 2t and 2t + 1), (second dim, ...)
+    using FragL = float[kHeadTiles][4];             // [2], [3]: sums of heads 2t, 2t + 1, of the lane's own keys until Finish
+    using FragM = float[kHeadTiles][2];             // references of heads 2t, 2t + 1, log2 units
+
+    // What is known of a segment, or of a warp's part of it.
+    struct State {
+        FragO frag_o;
+        FragL frag_l;
+        FragM frag_m;
+
+        DEVICE void Clear()
+        {
+#pragma unroll
+            for (int n = 0; n < kHeadTiles; ++n) {
+                frag_m[n][0] = frag_m[n][1] = 0.f;
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    frag_l[n][e] = 0.f;
+#pragma unroll
+                    for (int i = 0; i < kDimTiles; ++i) {
+                        frag_o[i][n][e] = 0.f;
+                    }
+                }
+            }
+        }
+    };
+
+    // Keys outside [from, to) of the tile get probability 0.
+    static DEVICE void Mask(FragS& frag_s, int from, int to, int g)
+    {
+        constexpr float kMasked = -1e38f;
+#pragma unroll
+        for (int m = 0; m < kKeyTiles; ++m) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int key = kLaneKeys * g + 2 * m + i / 2;
+                if (key < from || key >= to) {
+#pragma unroll
+                    for (int n = 0; n < kHeadTiles; ++n) {
+                        frag_s[m][n][i] = kMasked;
+                    }
+                }
+            }
+        }
+    }
+
+    // Scores are relative to the reference; where one outgrew it, the reference moves, and O and l with it, so that the largest probability
+    // becomes 2^shift.
+    // `fresh`: the first tile of a segment, whose reference is still 0 and takes any value. `lower`: move it in any case.
+    static DEVICE void MoveReference(FragS& frag_s, State& state, bool fresh, bool lower, float shift)
+    {
+        float top[kHeadTiles][2];
+        bool outgrown = lower;
+#pragma unroll
+        for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                top[n][e] = fmaxf(frag_s[0][n][e], frag_s[0][n][2 + e]);
+#pragma unroll
+                for (int m = 1; m < kKeyTiles; ++m) {
+                    top[n][e] = fmaxf(top[n][e], fmaxf(frag_s[m][n][e], frag_s[m][n][2 + e]));
+                }
+                outgrown |= top[n][e] > kLazyLimit;
+            }
+        }
+        if (!fresh && !__any_sync(kFullWarp, outgrown)) {
+            return;
+        }
+#pragma unroll
+        for (int n = 0; n < kHeadTiles; ++n) {  // rare
+            float down[2];
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+#pragma unroll
+                for (int k = 4; k < kWarpSize; k <<= 1) {
+                    top[n][e] = fmaxf(top[n][e], __shfl_xor_sync(kFullWarp, top[n][e], k));
+                }
+                const float up = fresh ? top[n][e] - shift : fmaxf(top[n][e] - shift, 0.f);
+                down[e] = ex2(-fmaxf(up, 0.f));
+                state.frag_m[n][e] += up;
+#pragma unroll
+                for (int m = 0; m < kKeyTiles; ++m) {
+                    frag_s[m][n][e] -= up;
+                    frag_s[m][n][2 + e] -= up;
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < kDimTiles; ++i) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    state.frag_o[i][n][e] *= down[e & 1];
+                }
+            }
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                state.frag_l[n][e] *= down[e & 1];
+            }
+        }
+    }
+
+    // The row sum is taken before P is rounded.
+    static DEVICE void Exponentials(FragP& frag_p, const FragS& frag_s, State& state)
+    {
+#pragma unroll
+        for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+            for (int k = 0; k < kLaneKeys; ++k) {
+                const float (&s)[4] = frag_s[k / 2][n];
+                const float x = ex2(s[k % 2 * 2]), y = ex2(s[k % 2 * 2 + 1]);
+                state.frag_l[n][2] += x;
+                state.frag_l[n][3] += y;
+                frag_p[n][k] = movmatrix_trans(Pair<T>::pack(x, y));
+            }
+        }
+    }
+
+    // The lanes' sums of their own keys become the rows'.
+    static DEVICE void Finish(State& state)
+    {
+#pragma unroll
+        for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+            for (int e = 2; e < 4; ++e) {
+#pragma unroll
+                for (int k = 4; k < kWarpSize; k <<= 1) {
+                    state.frag_l[n][e] += __shfl_xor_sync(kFullWarp, state.frag_l[n][e], k);
+                }
+            }
+        }
+    }
+};

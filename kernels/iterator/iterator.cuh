@@ -1,0 +1,48 @@
+// BaseGmemIterator and BaseSmemIterator: what every family's iterators share.
+#pragma once
+
+#include "core/types.cuh"
+
+// Global to shared memory: a thread's part of a tile is Map's, its places are SmemLayout's.
+template<class T, class Map_, class SmemLayout_>
+struct BaseGmemIterator {
+    using ElementType = T;
+    using Map = Map_;
+    using SmemLayout = SmemLayout_;
+    static constexpr int kIterCount = Map::kIterS;
+
+    u32 smem_;  // address of the tile's first ring slot
+
+    DEVICE void SetSmem(u32 smem) { smem_ = smem; }
+};
+
+// Shared memory to registers.
+template<class T, class SmemLayout_>
+struct BaseSmemIterator {
+    using ElementType = T;
+    using SmemLayout = SmemLayout_;
+
+    u32 smem_;
+
+    explicit DEVICE BaseSmemIterator(u32 smem): smem_(smem) {}
+};
+
+// Data and the parameters of its rows, moved together.
+template<class Iterator0, class Iterator1>
+struct CombinedIterator {
+    Iterator0 iterator0_;
+    Iterator1 iterator1_;
+
+    DEVICE void SetSmem(u32 smem0, u32 smem1)
+    {
+        iterator0_.SetSmem(smem0);
+        iterator1_.SetSmem(smem1);
+    }
+
+    template<bool joined, class... Args>
+    DEVICE void Prefetch(const Args&... args) const
+    {
+        iterator0_.template Prefetch<joined>(args...);
+        iterator1_.template Prefetch<joined>(args...);
+    }
+};

@@ -1,0 +1,70 @@
+// A CTA's query tile: tokens of one sequence for a pack of heads of one KV head. Row r is token r % tokens, head r / tokens.
+#pragma once
+
+#include "core/types.cuh"
+#include "iterator/thread_map.cuh"
+#include "ptx/cp_async.cuh"
+
+template<int kRows>
+struct QueryTile {
+    int b, head0, kv_head;
+    int token0;       // first token of the tile, in the sequence's new tokens
+    int tokens_log2;  // tokens per tile
+    int row0, qlen, klen;
+
+    // Heads vary fastest, so that CTAs which share K and V run together; the tiles with most keys come first.
+    // False where the sequence has no such tile, or a single query, which decode takes.
+    template<class Params>
+    DEVICE bool Find(const Params& p, int index)
+    {
+        const int pack_log2 = p.head_packs, packs = p.num_heads >> pack_log2;
+        head0 = index % packs << pack_log2;
+        index /= packs;
+        b = index % p.batch_size;
+        const int from_end = index / p.batch_size;
+        kv_head = head0 / p.group_size;
+        row0 = p.cu_seqlens_q[b];
+        qlen = p.cu_seqlens_q[b + 1] - row0;
+        klen = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];
+        tokens_log2 = 31 - __clz(kRows) - pack_log2;
+        const int tile = ((qlen + (1 << tokens_log2) - 1) >> tokens_log2) - 1 - from_end;
+        token0 = tile << tokens_log2;
+        return tile >= 0 && qlen > 1;
+    }
+
+    DEVICE int token(int row) const { return token0 + (row & ((1 << tokens_log2) - 1)); }
+    DEVICE int head(int row) const { return head0 + (row >> tokens_log2); }
+    DEVICE int position(int row) const { return klen - qlen + token(row); }
+    DEVICE bool valid(int row) const { return token(row) < qlen; }
+
+    // Keys that some row of the tile may see: [first_key, keys).
+    template<class Params>
+    DEVICE int keys(const Params& p) const
+    {
+        return p.causal ? klen - qlen + min(token0 + (1 << tokens_log2), qlen) : klen;
+    }
+
+    template<class Params>
+    DEVICE int first_key(const Params& p) const
+    {
+        return p.window_size ? max(klen - qlen + token0 - p.window_size + 1, 0) : 0;
+    }
+};
+
+// Rows past the sequence's end become zeros.
+template<class T, int kHeadDim, int kThreads, class SmemLayout, int kRows, class Params>
+DEVICE void prefetch_query(const Params& p, const QueryTile<kRows>& tile, u32 smem_q, int thread)
+{
+    constexpr int kRowChunks = kHeadDim * sizeof(T) / kChunkBytes;
+    using Map = RakedThreadMap<kRowChunks, kRows, kThreads>;
+    if (!Map::active(Map::offset_s(thread))) {
+        return;
+    }
+    const int chunk = Map::offset_c(thread);
+    for (int i = 0; i < Map::kIterS; ++i) {
+        const int row = Map::offset_s(thread) + i * Map::kRowsPerIter;
+        const i64 token = tile.row0 + min(tile.token(row), tile.qlen - 1);
+        const T* const src = (const T*)p.q + token * p.q_stride + tile.head(row) * kHeadDim + chunk * (kChunkBytes / (int)sizeof(T));
+        cp_async_16_zfill(smem_q + SmemLayout::offset(row, chunk), src, tile.valid(row));
+    }
+}

@@ -1,0 +1,55 @@
+// PTX ISA 9.7.9 ld, st, prefetch, prmt: plain data movement, 16 bytes a lane where it counts.
+#pragma once
+
+#include "core/types.cuh"
+
+DEVICE u32 shared_address(const void* p)
+{
+    return (u32)__cvta_generic_to_shared(p);
+}
+
+// ld.shared.{v4, v2, }.u32: as many words as d holds
+DEVICE void ld_shared(u32 (&d)[4], u32 a)
+{
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(a) : "memory");
+}
+
+DEVICE void ld_shared(u32 (&d)[2], u32 a)
+{
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "r"(a) : "memory");
+}
+
+DEVICE void ld_shared(u32 (&d)[1], u32 a)
+{
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(d[0]) : "r"(a) : "memory");
+}
+
+// st.shared.u32
+DEVICE void st_shared(u32 a, u32 x)
+{
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(a), "r"(x) : "memory");
+}
+
+// st.shared.v2.u32
+DEVICE void st_shared_v2(u32 a, u32 x, u32 y)
+{
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(a), "r"(x), "r"(y) : "memory");
+}
+
+// st.shared.v4.u32
+DEVICE void st_shared_v4(u32 a, const u32 (&v)[4])
+{
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
+}
+
+// prefetch.global.L1
+DEVICE void prefetch_l1(const void* p)
+{
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
+}
+
+// prmt.b32 d, a, b, selector
+DEVICE u32 prmt(u32 a, u32 b, u32 selector)
+{
+    return __byte_perm(a, b, selector);
+}

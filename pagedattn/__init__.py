@@ -1,0 +1,50 @@
+"""pagedattn: paged KV-cache attention whose kernels are rendered and compiled when they are needed; no build step.
+
+`import pagedattn as pa` imports neither CuPy nor Jinja2: what needs them imports them.
+"""
+
+from __future__ import annotations
+
+from pagedattn.batch import Batch
+from pagedattn.build import build as compile
+from pagedattn.cache import KVCache
+from pagedattn.errors import (
+    ArgumentError,
+    CompileError,
+    DeviceFault,
+    NotPrecompiledError,
+    OutOfBlocksError,
+    PagedAttnError,
+    RenderError,
+    UnsupportedError,
+)
+from pagedattn.explain import explain, supports
+from pagedattn.layout import BlockLayout
+from pagedattn.ops import append, gather, merge, paged_attention
+from pagedattn.precompile import precompile
+from pagedattn.spec import KernelSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "Batch",
+    "BlockLayout",
+    "CompileError",
+    "DeviceFault",
+    "KVCache",
+    "KernelSpec",
+    "NotPrecompiledError",
+    "OutOfBlocksError",
+    "PagedAttnError",
+    "RenderError",
+    "UnsupportedError",
+    "append",
+    "compile",
+    "explain",
+    "gather",
+    "merge",
+    "paged_attention",
+    "precompile",
+    "supports",
+]

@@ -1,0 +1,236 @@
+"""Batch: which sequences take part in a call, how many new and how many total tokens each has, and where their blocks are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pagedattn import devices
+from pagedattn.arrays import adopt, place
+from pagedattn.errors import ArgumentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from pagedattn.devices.base import Device
+    from pagedattn.layout import BlockLayout
+
+Array = np.ndarray[Any, Any]
+
+INT32_MAX = 2**31 - 1
+
+
+class Batch:
+    """Sequences of a paged cache, as a call sees them. A batch does not change; make a new one for the next step.
+
+    Parameters
+    ----------
+    block_table : array or nested list of int, (batch_size, max_blocks)
+        Row b lists the blocks of sequence b in order. Entries past its last token are not read and may hold anything.
+    seqlens_q, seqlens_k : array or list of int, (batch_size,)
+        New tokens of each sequence, and all its tokens, the new ones included. Zero is a length.
+    finished : optional
+        Sequences to skip; not in this version.
+    device : str or Device, optional
+        Where the calls run. None: where `block_table` is, or for a host array the default device.
+
+    Attributes
+    ----------
+    block_table : int32 (batch_size, max_blocks)
+        On the device. A contiguous int32 array on a GPU is used as it is, anything else is copied.
+    cu_seqlens_q, cu_seqlens_k : int32 (batch_size + 1)
+        Cumulative lengths, on the device.
+    seqlens_q, seqlens_k : numpy.ndarray of int64 (batch_size)
+        The lengths, on the host.
+    batch_size, max_blocks, max_seqlen_q, max_seqlen_k, num_tokens, total_k : int
+        Sequences, columns of the table, longest lengths, and sums of the lengths (`num_tokens`: of the new tokens).
+    num_decode, num_prefill : int
+        Sequences with exactly one new token, and with more.
+
+    Raises
+    ------
+    ArgumentError
+        Wrong ranks or sizes, negative lengths, more new tokens than tokens, or 2**31 tokens and more.
+    UnsupportedError
+        `finished`.
+
+    Examples
+    --------
+    >>> batch = Batch([[0, 2], [1, -1]], seqlens_q=[1, 5], seqlens_k=[20, 5], device="cpu")
+    >>> batch
+    Batch(2 sequences on cpu: 6 new of 25 tokens, longest 20; 2 blocks a row)
+    >>> batch.cu_seqlens_k.tolist(), batch.num_decode, batch.num_prefill
+    ([0, 20, 25], 1, 1)
+    """
+
+    __slots__ = (
+        "_checked",
+        "_frozen",
+        "batch_size",
+        "block_table",
+        "cu_seqlens_k",
+        "cu_seqlens_q",
+        "device",
+        "max_blocks",
+        "max_seqlen_k",
+        "max_seqlen_q",
+        "num_decode",
+        "num_prefill",
+        "num_tokens",
+        "seqlens_k",
+        "seqlens_q",
+        "total_k",
+    )
+
+    def __init__(
+        self, block_table: Any, seqlens_q: Any, seqlens_k: Any, *, finished: Any = None, device: str | Device | None = None
+    ) -> None:
+        if finished is not None:
+            raise UnsupportedError("`finished` is not in this version; leave those sequences out of the batch, or give them 0 new tokens.")
+        where = place(block_table)
+        if device is None and where is not None and where.startswith("cuda"):
+            device = "cuda" if where == "cuda" else where
+        target = devices.get(device)
+        lengths_q, lengths_k = _lengths(seqlens_q, "seqlens_q", target), _lengths(seqlens_k, "seqlens_k", target)
+        if len(lengths_q) != len(lengths_k):
+            raise ArgumentError(f"`seqlens_q` and `seqlens_k` must have the same length; got {len(lengths_q)} and {len(lengths_k)}.")
+        if (longer := np.flatnonzero(lengths_q > lengths_k)).size:
+            b = int(longer[0])
+            raise ArgumentError(
+                f"`seqlens_k` counts the new tokens too, so seqlens_q <= seqlens_k must hold; "
+                f"sequence {b} has {lengths_q[b]} new tokens of {lengths_k[b]}."
+            )
+        table = _integers(block_table, "block_table", 2, target, columns=True)
+        if len(table) != len(lengths_q):
+            raise ArgumentError(f"`block_table` must have a row for each of the {len(lengths_q)} sequences; got {len(table)}.")
+        borrowed = not isinstance(table, np.ndarray) and table.dtype == np.int32 and table.flags.c_contiguous
+        if borrowed:
+            self._place(target, None, lengths_q, lengths_k, table.shape[1])
+            self.block_table = table
+        else:
+            self._place(target, _narrowed(target.to_host(table)), lengths_q, lengths_k, table.shape[1])
+        self._frozen = not borrowed
+
+    @classmethod
+    def from_block_ptrs(cls, block_ptrs: Any, cu_block_nums: Any, seqlens_q: Any, seqlens_k: Any, **keywords: Any) -> Batch:
+        """A batch over blocks at any addresses; not in this version."""
+        raise UnsupportedError("Batch.from_block_ptrs is not in this version; put the blocks in one pool, and pass Batch a block table.")
+
+    @classmethod
+    def of_cache(cls, device: Device, block_table: Array, seqlens_q: Array, seqlens_k: Array, checked: tuple[int, int]) -> Batch:
+        """A batch whose parts the cache vouches for: an int32 table, int64 lengths; `checked` is (block_len, num_blocks)."""
+        batch = cls.__new__(cls)
+        batch._place(device, block_table, seqlens_q, seqlens_k, block_table.shape[1])
+        batch._frozen = True
+        batch._checked = checked
+        return batch
+
+    def _place(self, device: Device, table: Array | None, seqlens_q: Array, seqlens_k: Array, max_blocks: int) -> None:
+        """Fill every attribute; the device arrays are views of one buffer, uploaded by one copy."""
+        size = len(seqlens_q)
+        cells = 0 if table is None else size * max_blocks
+        host = np.empty(cells + 2 * (size + 1), np.int32)
+        if table is not None:
+            host[:cells].reshape(size, max_blocks)[...] = table
+        cumulative = host[cells:].reshape(2, size + 1)
+        cumulative[:, 0] = 0
+        totals = []
+        for row, name, lengths in zip(cumulative, ("seqlens_q", "seqlens_k"), (seqlens_q, seqlens_k), strict=True):
+            total = int(lengths.sum())
+            if total > INT32_MAX:
+                raise ArgumentError(f"`{name}` must sum to less than 2**31 tokens; got {total}. Make several batches.")
+            np.cumsum(lengths, out=row[1:])
+            totals.append(total)
+        buffer = device.asarray(host)
+        if isinstance(buffer, np.ndarray):
+            buffer.flags.writeable = False
+        self.device = device
+        self.block_table = buffer[:cells].reshape(size, max_blocks) if table is not None else None
+        self.cu_seqlens_q = buffer[cells : cells + size + 1]
+        self.cu_seqlens_k = buffer[cells + size + 1 :]
+        self.seqlens_q, self.seqlens_k = seqlens_q, seqlens_k
+        self.batch_size, self.max_blocks = size, max_blocks
+        self.num_tokens, self.total_k = totals
+        self.max_seqlen_q = int(seqlens_q.max()) if size else 0
+        self.max_seqlen_k = int(seqlens_k.max()) if size else 0
+        self.num_decode = int(np.count_nonzero(seqlens_q == 1))
+        self.num_prefill = int(np.count_nonzero(seqlens_q)) - self.num_decode
+        self._checked: tuple[int, int] | None = None
+
+    def check_width(self, block_len: int) -> None:
+        """Refuse a table with too few columns for the longest sequence in blocks of `block_len` tokens. Cheap enough for every call."""
+        if self.max_seqlen_k > self.max_blocks * block_len:
+            needed = -(-self.max_seqlen_k // block_len)
+            raise ArgumentError(
+                f"`block_table` must have {needed} columns for the longest sequence, {self.max_seqlen_k} tokens in blocks of {block_len}; "
+                f"got {self.max_blocks}."
+            )
+
+    def check_cache(self, layout: BlockLayout, num_blocks: int) -> None:
+        """Refuse a table that is too narrow for `layout`, or whose used entries lie outside 0 .. num_blocks-1.
+
+        What passed is not checked again, unless the table is the caller's own memory. On a GPU the table is copied to the host.
+        """
+        if self._checked == (layout.block_len, num_blocks):
+            return
+        self.check_width(layout.block_len)
+        table = self.device.to_host(self.block_table)
+        used = np.arange(self.max_blocks) < -(-self.seqlens_k[:, None] // layout.block_len)
+        outside = np.argwhere(used & ((table < 0) | (table >= num_blocks)))
+        if len(outside):
+            b, i = (int(index) for index in outside[0])
+            raise ArgumentError(
+                f"the used entries of `block_table` must lie in 0..{num_blocks - 1}, the pool's blocks; "
+                f"block_table[{b}, {i}] is {table[b, i]}, and sequence {b} has {self.seqlens_k[b]} tokens in blocks of {layout.block_len}."
+            )
+        if self._frozen:
+            self._checked = (layout.block_len, num_blocks)
+
+    def __repr__(self) -> str:
+        return (
+            f"Batch({self.batch_size} sequences on {self.device.name}: {self.num_tokens} new of {self.total_k} tokens, "
+            f"longest {self.max_seqlen_k}; {self.max_blocks} blocks a row)"
+        )
+
+
+def _lengths(x: Any, name: str, device: Device) -> Array:
+    found = _integers(x, name, 1, device)
+    lengths: Array = device.to_host(found).astype(np.int64)
+    if lengths.size and lengths.min() < 0:
+        b = int(lengths.argmin())
+        raise ArgumentError(f"`{name}` must not be negative; sequence {b} has {lengths[b]}.")
+    lengths.flags.writeable = False
+    return lengths
+
+
+def _integers(x: Any, name: str, rank: int, device: Device, columns: bool = False) -> Any:
+    """A caller's list or array of integers: a NumPy array, or one of the device."""
+    where = place(x)
+    if where is None or where == "cpu":
+        found = _listed(x, name) if where is None else adopt(x, devices.get("cpu"), name)
+        if not found.size and found.dtype.kind == "f":  # NumPy makes an empty list one of floats
+            found = found.astype(np.int64)
+        if columns and found.shape == (0,):
+            found = found.reshape(0, 0)
+    else:
+        found = adopt(x, device, name)
+    if found.ndim != rank:
+        shape = "(batch_size, max_blocks)" if rank == 2 else "(batch_size,)"
+        raise ArgumentError(f"`{name}` must have the shape {shape}; got {tuple(found.shape)}.")
+    if found.dtype.kind not in "iu":
+        raise ArgumentError(f"`{name}` must hold integers; got {found.dtype}.")
+    return found
+
+
+def _narrowed(table: Array) -> Array:
+    """A table of any integers for int32: an entry that int32 cannot hold must not wrap round to a valid one."""
+    if table.dtype == np.int32:
+        return table
+    held = np.iinfo(table.dtype)
+    return np.clip(table, max(held.min, -1), min(held.max, INT32_MAX))
+
+
+def _listed(x: Any, name: str) -> Array:
+    try:
+        return np.asarray(x)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ArgumentError(f"`{name}` must hold integers, in rows of equal length (pad with -1); NumPy says: {error}") from error

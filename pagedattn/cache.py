@@ -1,0 +1,372 @@
+"""KVCache: a pool of blocks, and the sequences that live in them."""
+
+from __future__ import annotations
+
+import copy
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pagedattn import devices
+from pagedattn.allocator import BlockAllocator
+from pagedattn.arrays import adopt, place
+from pagedattn.batch import Batch
+from pagedattn.convert import Blocks, copy_tokens
+from pagedattn.errors import ArgumentError
+from pagedattn.layout import BlockLayout
+from pagedattn.sequences import SequenceTable
+from pagedattn.spec import KernelSpec
+
+if TYPE_CHECKING:
+    from pagedattn.devices.base import Device
+
+Array = np.ndarray[Any, Any]
+
+
+class KVCache:
+    """Keys and values of many sequences, in blocks of `block_len` tokens.
+
+    Parameters
+    ----------
+    num_blocks : int
+        Blocks of the pool; each holds `block_len` tokens of one sequence, all layers.
+    num_kv_heads, head_dim, block_len, num_layers, dtype, kv_dtype
+        See BlockLayout. `kv_dtype` "int8" or "int4" stores codes, with a scale and a zero for each token and KV head: 1.94 and 3.76 times
+        as many tokens in the same memory at head_dim 128. A row with a NaN or an infinity reads back as NaN.
+    device : str or Device, optional
+        "cuda", "cuda:1", "cpu". None: where `pool` is, or the default device.
+    pool : uint8 array (num_blocks, block_bytes), optional
+        Memory to use instead of allocating; C-contiguous, on the device. What it holds does not matter.
+
+    Attributes
+    ----------
+    layout : BlockLayout
+    pool : uint8 array (num_blocks, layout.block_bytes)
+    device : Device
+
+    Raises
+    ------
+    ArgumentError
+        A size, dtype, device or pool that does not fit.
+    UnsupportedError
+        What this version does not serve.
+
+    Examples
+    --------
+    >>> cache = KVCache(8, num_kv_heads=2, head_dim=64, block_len=16, device="cpu")
+    >>> prompt = cache.new_sequence()
+    >>> batch = cache.extend([prompt], [20])
+    >>> twin = cache.fork(prompt)
+    >>> cache.seqlen(twin), cache.num_free_blocks
+    (20, 5)
+    >>> cache
+    KVCache(cpu, float16, 2 KV heads x 64, 1 layer: 2 sequences, 40 tokens; 3 of 8 blocks of 16 used, 0.023 of 0.062 MiB, 512 bytes a token)
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        *,
+        num_kv_heads: int,
+        head_dim: int,
+        block_len: int = 64,
+        num_layers: int = 1,
+        dtype: str = "float16",
+        kv_dtype: str | None = None,
+        device: str | Device | None = None,
+        pool: Any = None,
+    ) -> None:
+        if isinstance(num_blocks, bool) or not hasattr(num_blocks, "__index__") or not 1 <= num_blocks < 2**31:
+            raise ArgumentError(f"`num_blocks` must be a positive integer below 2**31; got {num_blocks!r}.")
+        self.layout = BlockLayout(num_kv_heads, head_dim, block_len, num_layers, dtype, kv_dtype)
+        if device is None and pool is not None:
+            where = place(pool)
+            device = None if where == "managed" else where
+        self.device = devices.get(device)
+        if self.layout.quantised and self.device.arch is not None:  # refuses what no kernel stores
+            KernelSpec("append", self.layout.dtype, self.layout.kv_dtype, head_dim, self.device.arch.name)
+        shape = (int(num_blocks), self.layout.block_bytes)
+        self.pool = self.device.empty(shape, np.uint8) if pool is None else _own_pool(pool, self.device, shape)
+        self._allocator = BlockAllocator(shape[0])
+        self._sequences = SequenceTable()
+        self._checked = (self.layout.block_len, shape[0])
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the pool."""
+        return self._allocator.num_blocks
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that no sequence holds."""
+        return self._allocator.num_free
+
+    def new_sequence(self) -> int:
+        """A new, empty sequence's id; ids are never used twice."""
+        return self._sequences.add()
+
+    def seqlen(self, sequence: int) -> int:
+        """Tokens of a sequence."""
+        return int(self._sequences.lengths[self._sequences.row_of(sequence)])
+
+    def extend(self, sequences: Sequence[int], num_new: Sequence[int]) -> Batch:
+        """Make room for new tokens, and return the batch whose last tokens they are.
+
+        A shared block that new tokens would be written to is copied first.
+
+        Parameters
+        ----------
+        sequences : sequence of int
+            Ids, each at most once.
+        num_new : sequence of int
+            New tokens of each; 0 is allowed.
+
+        Raises
+        ------
+        OutOfBlocksError
+            Too few free blocks; every sequence is as it was.
+        ArgumentError
+            Unknown or repeated ids, or negative counts; every sequence is as it was.
+
+        Examples
+        --------
+        >>> cache = KVCache(8, num_kv_heads=2, head_dim=64, block_len=16, device="cpu")
+        >>> a, b = cache.new_sequence(), cache.new_sequence()
+        >>> cache.extend([a, b], [17, 3]).block_table.tolist()
+        [[0, 1], [2, 0]]
+        """
+        table, block_len = self._sequences, self.layout.block_len
+        rows = table.rows_of(sequences)
+        new = _counts(num_new, len(rows))
+        old_lengths = table.lengths[rows]
+        lengths = old_lengths + new
+        columns = -(-int(lengths.max(initial=0)) // block_len)
+        held = -(-old_lengths // block_len)
+        needed = -(-lengths // block_len) - held
+        grown = int(needed.sum())
+        copied = self._written_and_shared(rows, new, old_lengths) if self._allocator.num_extra else ()
+        blocks = self._allocator.take(grown + len(copied))
+        try:
+            table.require_columns(columns)
+            lists, old = table.blocks[rows, :columns], blocks[:0]
+            if grown:
+                starts = np.cumsum(needed) - needed
+                lists[np.repeat(np.arange(len(rows)), needed), np.arange(grown) + np.repeat(held - starts, needed)] = blocks[:grown]
+            if copied:
+                cells = tuple(np.transpose(copied))
+                old, lists[cells] = lists[cells], blocks[grown:]
+            batch = Batch.of_cache(self.device, lists, new, lengths, self._checked)
+            if copied:
+                self.device.copy_blocks(self.pool, old.tolist(), blocks[grown:].tolist())
+        except BaseException:
+            self._allocator.release(blocks)
+            raise
+        if len(blocks):
+            table.blocks[rows, :columns] = lists
+            self._allocator.release(old)
+        table.lengths[rows] = lengths
+        return batch
+
+    def batch(self, sequences: Sequence[int]) -> Batch:
+        """The batch in which each sequence's last token is the query; an empty sequence has none.
+
+        Raises
+        ------
+        ArgumentError
+            Unknown or repeated ids.
+        """
+        rows = self._sequences.rows_of(sequences)
+        lengths = self._sequences.lengths[rows]
+        columns = -(-int(lengths.max(initial=0)) // self.layout.block_len)
+        return Batch.of_cache(self.device, self._sequences.blocks[rows, :columns], np.minimum(lengths, 1), lengths, self._checked)
+
+    def truncate(self, sequence: int, n: int) -> None:
+        """Keep the first `n` tokens of a sequence; blocks that hold none of them are released.
+
+        Raises
+        ------
+        ArgumentError
+            An unknown id, or `n` outside 0 .. seqlen(sequence).
+        """
+        table, block_len = self._sequences, self.layout.block_len
+        row = table.row_of(sequence)
+        length = int(table.lengths[row])
+        if isinstance(n, bool) or not hasattr(n, "__index__") or not 0 <= n <= length:
+            raise ArgumentError(f"`n` must be an integer from 0 to {length}, the sequence's length; got {n!r}.")
+        self._allocator.release(table.blocks[row, -(-int(n) // block_len) : -(-length // block_len)])
+        table.lengths[row] = n
+
+    def fork(self, sequence: int) -> int:
+        """A new sequence with the same tokens. Full blocks are shared; a partly filled last one is copied.
+
+        Fork after the new tokens' rows are appended in every layer: the copy is of what the block holds now.
+
+        Raises
+        ------
+        OutOfBlocksError
+            No free block for the copy; nothing changed.
+        ArgumentError
+            An unknown id.
+        """
+        table = self._sequences
+        row = table.row_of(sequence)
+        length = int(table.lengths[row])
+        full, rest = divmod(length, self.layout.block_len)
+        copy = self._allocator.take(1 if rest else 0)
+        try:
+            if rest:
+                self.device.copy_blocks(self.pool, [int(table.blocks[row, full])], copy.tolist())
+            other = table.add()
+        except BaseException:
+            self._allocator.release(copy)
+            raise
+        shared = table.blocks[row, :full]
+        self._allocator.share(shared)
+        target = table.row_of(other)
+        table.blocks[target, :full] = shared
+        table.blocks[target, full : full + len(copy)] = copy
+        table.lengths[target] = length
+        return other
+
+    def free(self, sequence: int) -> None:
+        """Forget a sequence; its blocks are released. Its id is not used again.
+
+        Raises
+        ------
+        ArgumentError
+            An unknown id.
+        """
+        self.truncate(sequence, 0)
+        self._sequences.remove(sequence)
+
+    def convert(self, kv_dtype: str | None) -> KVCache:
+        """A new cache on the same device that stores the same tokens as `kv_dtype`.
+
+        It has the same sequences, ids and block tables, and shares blocks where this one does. This cache stays as it is.
+
+        Parameters
+        ----------
+        kv_dtype : str or None
+            "int8", "int4", or None for the cache's `dtype`. Codes are made of the rows as this cache reads them.
+
+        Raises
+        ------
+        ArgumentError, UnsupportedError
+            A `kv_dtype` that does not exist, or that this cache's head_dim or device does not permit.
+
+        Examples
+        --------
+        >>> cache = KVCache(8, num_kv_heads=2, head_dim=128, block_len=16, device="cpu")
+        >>> sequence = cache.new_sequence()
+        >>> batch = cache.extend([sequence], [20])
+        >>> small = cache.convert("int4")
+        >>> small.seqlen(sequence), round(cache.pool.nbytes / small.pool.nbytes, 2)
+        (20, 3.76)
+        """
+        old = self.layout
+        new = KVCache(
+            self.num_blocks,
+            num_kv_heads=old.num_kv_heads,
+            head_dim=old.head_dim,
+            block_len=old.block_len,
+            num_layers=old.num_layers,
+            dtype=old.dtype,
+            kv_dtype=kv_dtype,
+            device=self.device,
+        )
+        new._allocator, new._sequences = copy.deepcopy(self._allocator), copy.deepcopy(self._sequences)
+        if new.layout == old:
+            new.pool[...] = self.pool
+        else:
+            copy_tokens(self.device, Blocks(old, self.pool), Blocks(new.layout, new.pool), self._tokens_in_blocks())
+        return new
+
+    def _tokens_in_blocks(self) -> Array:
+        """How many tokens of each block belong to a sequence; the longest of those that share it counts."""
+        table, block_len = self._sequences, self.layout.block_len
+        counts = np.zeros(self.num_blocks, np.int64)
+        for row in table.rows:
+            length = int(table.lengths[row])
+            first = np.arange(0, length, block_len)
+            np.maximum.at(counts, table.blocks[row, : len(first)], np.minimum(length - first, block_len))
+        return counts
+
+    def _written_and_shared(self, rows: Array, new: Array, lengths: Array) -> Sequence[tuple[int, int]]:
+        """(index of the sequence in the call, column) of each shared block that new tokens would be written to.
+
+        A block that only writers hold is left to the last of them.
+        """
+        columns, rest = np.divmod(lengths, self.layout.block_len)
+        writers = np.flatnonzero((rest > 0) & (new > 0))
+        blocks = self._sequences.blocks[rows[writers], columns[writers]]
+        left = dict(zip(blocks.tolist(), self._allocator.holders(blocks).tolist(), strict=True))
+        found = []
+        for i, block in zip(writers.tolist(), blocks.tolist(), strict=True):
+            left[block] -= 1
+            if left[block]:
+                found.append((i, int(columns[i])))
+        return found
+
+    def _figures(self) -> dict[str, str]:
+        layout, used = self.layout, self.num_blocks - self.num_free_blocks
+        quantised = layout.quantised
+        wide = 4 * layout.num_layers * layout.num_kv_heads * layout.head_dim  # bytes of a token's K and V in 16 bits
+        return {
+            "device": self.device.name,
+            "dtype": f"{layout.dtype} stored as {layout.kv_dtype}" if quantised else layout.dtype,
+            "shape": f"{layout.num_kv_heads} KV heads x {layout.head_dim}, {_number(layout.num_layers, 'layer')}",
+            "content": f"{_number(len(self._sequences), 'sequence')}, {_number(self._sequences.num_tokens, 'token')}",
+            "blocks": f"{used} of {self.num_blocks} blocks of {layout.block_len} used",
+            "memory": f"{_mib(used * layout.block_bytes)} of {_mib(self.num_blocks * layout.block_bytes)} MiB",
+            "token": f"{layout.token_bytes} bytes a token"
+            + (f", {wide / layout.token_bytes:.2f}x the tokens of {layout.dtype}" if quantised else ""),
+        }
+
+    def __repr__(self) -> str:
+        f = self._figures()
+        return f"KVCache({f['device']}, {f['dtype']}, {f['shape']}: {f['content']}; {f['blocks']}, {f['memory']}, {f['token']})"
+
+    def _repr_html_(self) -> str:
+        share = 100 * (self.num_blocks - self.num_free_blocks) / self.num_blocks
+        bar = f"<div style='width:16em;background:#ddd'><div style='width:{share:.1f}%;background:#59a14f;height:.6em'></div></div>"
+        figures = self._figures().items()
+        rows = "".join(f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in figures)
+        return f"<b>KVCache</b>{bar}<table>{rows}</table>"
+
+
+def _own_pool(pool: Any, device: Device, shape: tuple[int, int]) -> Any:
+    """The caller's pool, checked."""
+    found = adopt(pool, device, "pool")
+    if found.dtype != np.uint8 or tuple(found.shape) != shape:
+        raise ArgumentError(f"`pool` must be uint8 {shape}, (num_blocks, layout.block_bytes); got {found.dtype} {tuple(found.shape)}.")
+    if not found.flags.c_contiguous:
+        raise ArgumentError(f"`pool` must be C-contiguous; got strides {tuple(found.strides)} for shape {shape}. Pass a contiguous array.")
+    if isinstance(found, np.ndarray) and not found.flags.writeable:
+        raise ArgumentError("`pool` must be writable; got a read-only array. Pass a copy.")
+    return found
+
+
+def _counts(num_new: Sequence[int], size: int) -> Array:
+    try:
+        counts = np.asarray(num_new)
+    except ValueError as error:
+        raise ArgumentError(f"`num_new` must be a list of integers; NumPy says: {error}") from error
+    if counts.shape != (size,):
+        raise ArgumentError(f"`num_new` must have one count for each of the {size} sequences; got shape {counts.shape}.")
+    if not size:
+        return np.zeros(0, np.int64)
+    if counts.dtype.kind not in "iu":
+        raise ArgumentError(f"`num_new` must hold integers; got {counts.dtype}.")
+    if counts.min() < 0 or counts.max() >= 2**31:
+        raise ArgumentError(f"`num_new` must lie in 0 .. 2**31-1; got {counts.tolist()}.")
+    return counts.astype(np.int64)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.{1 if size >= 10 * 2**20 else 3}f}"

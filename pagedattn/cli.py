@@ -1,0 +1,197 @@
+"""The `pagedattn` command. Exit status: 0 success, 1 an error or a finding, 2 wrong usage, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pagedattn
+from pagedattn.errors import PagedAttnError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; `argv` without the program's name, None: the process's own. Returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
+    except PagedAttnError as error:
+        print(f"pagedattn: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("pagedattn: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader has seen enough (| head); nothing may be written when Python closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pagedattn", description="Paged attention: a demonstration, the kernel store, what is inside.")
+    parser.add_argument("--version", action="version", version=f"pagedattn {pagedattn.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, parent: Any = commands) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        made.set_defaults(run=run)
+        return made
+
+    demo = command("demo", _demo, "run a small language model through the paged cache")
+    demo.add_argument("--device", help="cuda, cuda:N or cpu; default: a GPU if one is usable")
+    demo.add_argument(
+        "--max-new-tokens", type=int, default=256, metavar="N", help="bytes that each continuation gets at most; default: %(default)s"
+    )
+    demo.add_argument(
+        "--temperature", type=float, default=0.7, metavar="T", help="0.1: nearly always the likeliest byte; default: %(default)s"
+    )
+    demo.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same text; default: %(default)s")
+
+    precompile = command("precompile", _precompile, "compile kernels into the store; no GPU is needed")
+    precompile.add_argument("--arch", type=_names, metavar="SM,...", help="targets such as sm_80,sm_90; default: all that the compiler has")
+    precompile.add_argument("--dtype", type=_names, metavar="T,...", help="float16, bfloat16; default: both")
+    precompile.add_argument(
+        "--kv-dtype", type=_names, metavar="T,...", help="what the cache stores: float16, bfloat16, int8, int4; default: all"
+    )
+    precompile.add_argument("--head-dim", type=_numbers, metavar="D,...", help="default: all")
+    precompile.add_argument("--op", type=_names, metavar="OP,...", help="decode, prefill, append, gather, merge; default: all")
+    precompile.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
+    precompile.add_argument("--out", metavar="DIR", help="the store to fill; default: the user's own")
+    precompile.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+    store = commands.add_parser("store", help="look after the compiled kernels", description="Look after the compiled kernels.")
+    actions = store.add_subparsers(metavar="ACTION", required=True)
+    stores = [
+        command("list", _store_list, "every kernel in the store and its layers", actions),
+        command("path", _store_path, "where the store is", actions),
+        command("verify", _store_verify, "check every kernel against its checksums", actions),
+        command("clear", _store_clear, "remove every kernel of the user's own store", actions),
+    ]
+
+    show = command("show", _show, "what one kernel is made of; compiles it if need be")
+    show.add_argument("name", metavar="NAME", help="a kernel's name, as `store list` prints it")
+    what = show.add_mutually_exclusive_group(required=True)
+    for flag, text in {
+        "source": "the CUDA source",
+        "ptx": "the PTX",
+        "sass": "the machine code; needs nvdisasm or cuobjdump on PATH",
+        "resources": "registers, spills and shared memory",
+    }.items():
+        what.add_argument(f"--{flag}", dest="what", action="store_const", const=flag, help=text)
+
+    doctor = command("doctor", _doctor, "what is here, and does it work")
+    for readable in (demo, precompile, *stores, show, doctor):
+        readable.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from pagedattn import demo
+
+    return demo.run(arguments.device, arguments.max_new_tokens, arguments.seed, arguments.json, temperature=arguments.temperature)
+
+
+def _precompile(arguments: argparse.Namespace) -> int:
+    from pagedattn.precompile import precompile
+
+    report = precompile(
+        arguments.arch,
+        arguments.dtype,
+        arguments.head_dim,
+        arguments.op,
+        kv_dtypes=arguments.kv_dtype,
+        jobs=arguments.jobs,
+        progress=sys.stderr.isatty() and not (arguments.no_progress or arguments.json),
+        out=arguments.out,
+    )
+    _print(report.to_dict() if arguments.json else report)
+    return 1 if report.failed else 0
+
+
+def _store_list(arguments: argparse.Namespace) -> int:
+    from pagedattn.store import Store
+
+    entries = Store().entries()
+    if arguments.json:
+        fields = ("name", "arch", "nvrtc", "key", "seconds", "num_bytes", "writable")
+        _print([{**{f: getattr(e, f) for f in fields}, "path": str(e.path)} for e in entries])
+        return 0
+    width = max([len(e.name) for e in entries], default=4)
+    print(f"{'name':<{width}}  nvrtc  seconds      KiB")
+    for e in entries:
+        print(f"{e.name:<{width}}  {e.nvrtc:<5}  {e.seconds:>7.2f}  {e.num_bytes / 1024:>7.0f}{'' if e.writable else '  read-only'}")
+    print(f"{len(entries)} kernels")
+    return 0
+
+
+def _store_path(arguments: argparse.Namespace) -> int:
+    from pagedattn.store import Store
+
+    store = Store()
+    _print({"path": str(store.path), "layers": [str(p) for p in store.layers]} if arguments.json else store.path)
+    return 0
+
+
+def _store_verify(arguments: argparse.Namespace) -> int:
+    from pagedattn.store import Store
+
+    store = Store()
+    damaged = store.verify()
+    if arguments.json:
+        _print({"entries": len(store.entries()), "damaged": [{"path": str(d.path), "reason": d.reason} for d in damaged]})
+    else:
+        for damage in damaged:
+            print(f"{damage.path}: {damage.reason}")
+        print(f"{len(damaged)} damaged, compiled anew when needed" if damaged else f"{len(store.entries())} kernels, all whole")
+    return 1 if damaged else 0
+
+
+def _store_clear(arguments: argparse.Namespace) -> int:
+    from pagedattn.store import Store
+
+    store = Store()
+    removed = store.clear()
+    _print({"path": str(store.path), "removed": removed} if arguments.json else f"{removed} kernels removed from {store.path}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from pagedattn import show
+
+    found = show.find(arguments.name)
+    if arguments.what == "resources":
+        width = max(map(len, found.resources))
+        text = "\n".join(f"{name:<{width}}  {value}" for name, value in found.resources.items())
+    else:
+        text = found.sass() if arguments.what == "sass" else getattr(found, arguments.what)
+    value = found.resources if arguments.what == "resources" else text
+    _print({"name": found.name, arguments.what: value} if arguments.json else text.rstrip("\n"))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from pagedattn.doctor import examine
+
+    diagnosis = examine()
+    _print(diagnosis.to_dict() if arguments.json else diagnosis)
+    return 0 if diagnosis.ok else 1
+
+
+def _print(value: Any) -> None:
+    print(json.dumps(value, indent=1) if isinstance(value, (dict, list)) else value)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in _names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be integers such as 64,128; got {text!r}") from None

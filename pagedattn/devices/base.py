@@ -1,0 +1,66 @@
+"""Device: where arrays live and where an operation runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pagedattn.arch import Arch
+    from pagedattn.problem import Problem
+
+
+class Device(ABC):
+    """Memory, and a way to run a Problem on it.
+
+    Attributes
+    ----------
+    name : str
+        "cpu", "cuda:0".
+    index : int
+        The CUDA device's number; 0 elsewhere.
+    arch : Arch or None
+        The target that kernels are compiled for; None: this device runs no kernels.
+    array_type : type
+        What its arrays are: numpy.ndarray or cupy.ndarray.
+    """
+
+    name: str
+    index: int
+    arch: Arch | None
+    array_type: type
+
+    @abstractmethod
+    def empty(self, shape: Sequence[int], dtype: Any) -> Any:
+        """An uninitialised C-contiguous array."""
+
+    @abstractmethod
+    def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
+        """A zeroed C-contiguous array."""
+
+    @abstractmethod
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        """`x` (a host array or one of this device) as an array of this device; copied only where it must be."""
+
+    @abstractmethod
+    def to_host(self, x: Any) -> np.ndarray[Any, Any]:
+        """A device array as a NumPy array."""
+
+    def address(self, x: Any) -> int:
+        """The address of an array's first element, as kernels see it."""
+        raise NotImplementedError(f"{self.name} runs no kernels.")
+
+    @abstractmethod
+    def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """pool[targets[i]] = pool[sources[i]], all layers."""
+
+    @abstractmethod
+    def run(self, problem: Problem) -> None:
+        """Execute the problem: fill its outputs, or write its rows into the pool."""
+
+    @abstractmethod
+    def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
+        """Merge partial results by log-sum-exp into `out` (n, num_heads, head_dim) and `lse` (n, num_heads)."""

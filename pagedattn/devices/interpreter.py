@@ -1,0 +1,180 @@
+"""InterpreterDevice: NumPy's memory, and the PTX of the rendered kernels executed without a GPU, with checks and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pagedattn import arch as archs
+from pagedattn import dispatch, resources
+from pagedattn.build import build
+from pagedattn.devices.base import Device
+from pagedattn.errors import DeviceFault
+from pagedattn.params import STRUCT_BYTES
+
+if TYPE_CHECKING:
+    from pagedattn.problem import Problem
+    from pagedattn.ptx import Code, Counts
+    from pagedattn.spec import KernelSpec
+
+Array = NDArray[Any]
+
+MAX_STEPS = 20_000_000  # instructions that a launch's group of CTAs may issue
+SM_COUNT = 2  # few, so that decode's grid stays small
+_INPUTS = {"attention": ("q", "pool", "sinks"), "append": ("k", "v"), "gather": ("pool",)}
+_OUTPUTS = {"attention": ("out", "lse"), "append": ("pool",), "gather": ("k", "v")}
+
+
+@lru_cache(maxsize=64)
+def code(spec: KernelSpec) -> Code:
+    """The program of a spec, ready to run; its lines are those of kernels/ and templates/."""
+    from pagedattn import ptx
+
+    kernel = build(spec)
+    program = ptx.parse(kernel.ptx)
+    template = (resources.folder("templates") / spec.template).read_text(encoding="utf-8").splitlines()
+    number = {line.strip(): n for n, line in enumerate(template, 1) if template.count(line) == 1}
+    found = {n: number.get(line.strip()) for n, line in enumerate(kernel.source.splitlines(), 1)}
+    for i in program.instructions:
+        i.lines = tuple(
+            ptx.Line(f"templates/{spec.template}", at) if line.file == f"{spec.name}.cu" and (at := found.get(line.line)) else line
+            for line in i.lines
+        )
+    return ptx.Code(program)
+
+
+class InterpreterDevice(Device):
+    """A GPU that is played by NumPy: slow, exact, and it says where a kernel does what no kernel may.
+
+    Attributes
+    ----------
+    arch : Arch
+        The target whose kernels run.
+    sm_count : int
+        Multiprocessors that dispatch believes in.
+    counting : bool
+        Whether launches count global traffic and bank conflicts.
+    max_steps : int
+        Instructions that a launch may issue before it counts as an infinite loop.
+    launches : list of Counts
+        What the last call's launches did, in order.
+    """
+
+    def __init__(self, target: str = "sm_80") -> None:
+        self.arch = archs.parse(target)
+        self.name = f"interpreter:{self.arch.name}"
+        self.index = 0
+        self.array_type = np.ndarray
+        self.sm_count = SM_COUNT
+        self.counting = False
+        self.max_steps = MAX_STEPS
+        self.launches: list[Counts] = []
+        self._workspace: tuple[Array, Array] | None = None
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        return _aligned(shape, dtype)
+
+    def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
+        result = _aligned(shape, dtype)
+        result[...] = 0
+        return result
+
+    def asarray(self, x: Any, dtype: Any = None) -> Array:
+        result = np.ascontiguousarray(x, dtype)
+        if result.ctypes.data % 16:
+            copy = _aligned(result.shape, result.dtype)
+            copy[...] = result
+            return copy
+        return result
+
+    def to_host(self, x: Any) -> Array:
+        return np.asarray(x)
+
+    def address(self, x: Any) -> int:
+        """The host address of an array's first element."""
+        return int(x.ctypes.data)
+
+    def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:
+        pool[list(targets)] = pool[list(sources)]
+
+    def run(self, problem: Problem) -> None:
+        batch = problem.batch
+        batch.check_cache(problem.layout, problem.pool.shape[0])
+        self.launches = []
+        arrays = {
+            name: getattr(problem, name) for name in (*_INPUTS[problem.op], *_OUTPUTS[problem.op]) if getattr(problem, name) is not None
+        }
+        arrays.update(block_table=batch.block_table, cu_seqlens_q=batch.cu_seqlens_q, cu_seqlens_k=batch.cu_seqlens_k)
+        for launch in dispatch.select(problem, self, 0):
+            self.launch(launch, arrays, _OUTPUTS[problem.op])
+
+    def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
+        addresses = np.array([[self.address(x) for x in outs], [self.address(x) for x in lses]], np.uint64)
+        tokens, heads, head_dim = out.shape
+        values = {
+            "out": self.address(out),
+            "lse": self.address(lse),
+            "merge_outs": self.address(addresses),
+            "merge_lses": self.address(addresses) + addresses.strides[0],
+            "num_tokens": tokens,
+            "num_heads": heads,
+            "num_splits": len(outs),
+        }
+        arrays = {"out": out, "lse": lse, "addresses": addresses}
+        arrays.update({f"outs[{i}]": x for i, x in enumerate(outs)}, **{f"lses[{i}]": x for i, x in enumerate(lses)})
+        self.launches = []
+        self.launch(dispatch.merge(out.dtype.name, head_dim, self, values), arrays, ("out", "lse"))
+
+    def launch(self, launch: dispatch.Launch, arrays: dict[str, Any], writable: Sequence[str]) -> None:
+        """Run one launch on exactly these arrays and the workspace."""
+        from pagedattn import ptx
+
+        spec, grid, params = launch
+        if not grid:
+            return
+        if self._workspace is not None and spec.op == "decode":
+            arrays = {**arrays, "partial_o": self._workspace[0], "partial_count": self._workspace[1]}
+            writable = (*writable, "partial_o", "partial_count")
+        memory = ptx.GlobalMemory(arrays, writable)
+        try:
+            counts = ptx.launch(
+                self.program(spec),
+                grid,
+                spec.threads,
+                params.ljust(STRUCT_BYTES, b"\0"),
+                memory,
+                spec.shared_bytes,
+                counts=self.counting,
+                max_steps=self.max_steps,
+            )
+        except ptx.Fault as fault:
+            raise DeviceFault(f"{spec.name}: {fault}") from fault
+        self.launches.append(counts)
+
+    def program(self, spec: KernelSpec) -> Code:
+        """What runs for a spec."""
+        return code(spec)
+
+    def workspace(self, stream: int, partial_bytes: int, counts: int) -> tuple[int, int]:
+        """Addresses of room for pieces, NaN before each launch, and of counters, which each launch leaves zero."""
+        held = self._workspace
+        if held is None or held[0].nbytes < partial_bytes or held[1].size < counts:
+            if held is not None:
+                partial_bytes, counts = max(partial_bytes, held[0].nbytes), max(counts, held[1].size)
+            self._workspace = held = self.empty((partial_bytes,), np.uint8), self.zeros((counts,), np.uint32)
+        held[0][:] = 0xFF
+        return self.address(held[0]), self.address(held[1])
+
+
+def _aligned(shape: Sequence[int], dtype: Any) -> Array:
+    """An array whose first byte lies at a multiple of 256, as CUDA's allocator gives."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(size + 256, np.uint8)
+    start = -raw.ctypes.data % 256
+    result: Array = raw[start : start + size].view(dtype).reshape(shape)
+    return result

@@ -1,0 +1,214 @@
+"""From a problem to its launches: which kernels, which grid, which parameters.
+
+Sequences with one query token are decode's, longer ones prefill's; a mixed batch takes one launch of each.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from pagedattn import params
+from pagedattn.spec import KernelSpec, decode_heads
+
+if TYPE_CHECKING:
+    from pagedattn.arch import Arch
+    from pagedattn.batch import Batch
+    from pagedattn.layout import BlockLayout
+    from pagedattn.problem import Problem
+
+_LOG2_E = 1.4426950408889634
+_TILES_PER_PART = 8  # key tiles below which sharing them out costs more than it brings
+_MAX_PARTS = 16
+
+
+class Target(Protocol):
+    """What dispatch asks of a device."""
+
+    @property
+    def arch(self) -> Arch | None: ...
+    @property
+    def sm_count(self) -> int: ...
+    def workspace(self, stream: int, partial_bytes: int, counts: int) -> tuple[int, int]: ...
+    def address(self, x: Any) -> int: ...
+
+
+class Launch(NamedTuple):
+    """A kernel, its grid (CTAs) and its packed AttentionParams."""
+
+    spec: KernelSpec
+    grid: int
+    params: bytes
+
+
+@cache
+def spec_for(
+    op: str, dtype: str, kv_dtype: str, head_dim: int, arch: str, heads: int | None = None, splits: str | None = None
+) -> KernelSpec:
+    """The shipped spec of an operation on a target."""
+    return KernelSpec(op=op, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, arch=arch, heads=heads, splits=splits)
+
+
+def _spec(op: str, layout: BlockLayout, device: Target, heads: int | None = None, splits: str | None = None) -> KernelSpec:
+    assert device.arch is not None
+    assert layout.kv_dtype is not None
+    return spec_for(op, layout.dtype, layout.kv_dtype, layout.head_dim, device.arch.name, heads, splits)
+
+
+def select(problem: Problem, device: Target, stream: int) -> list[Launch]:
+    """The launches of a problem, in order. `stream` is the stream's address: pieces of one launch must not meet another's."""
+    batch = problem.batch
+    if problem.op == "attention":
+        values = {**_cache_values(problem, device), **_query_values(problem, device)}
+        launches = []
+        if batch.num_decode:
+            launches.append(_decode(problem, device, values, stream))
+        if batch.num_prefill:
+            launches.append(_prefill(problem, device, values, stream))
+        return launches
+    rows = batch.num_tokens if problem.op == "append" else batch.total_k
+    if not rows:
+        return []
+    k, v, address = problem.k, problem.v, device.address
+    spec = _spec(problem.op, problem.layout, device)
+    packed = params.pack(
+        **_cache_values(problem, device), num_tokens=rows, k=address(k), k_stride=_token_stride(k), v=address(v), v_stride=_token_stride(v)
+    )
+    return [Launch(spec, rows, packed)]
+
+
+def merge(dtype: str, head_dim: int, device: Target, values: dict[str, Any]) -> Launch:
+    """The launch that merges partial results; `values` are its AttentionParams by name."""
+    assert device.arch is not None
+    spec = spec_for("merge", dtype, dtype, head_dim, device.arch.name)
+    assert spec.warps is not None
+    rows = values["num_tokens"] * values["num_heads"]
+    return Launch(spec, -(-rows // spec.warps), params.pack(**values))
+
+
+def head_pack(spec: KernelSpec, group_size: int, max_seqlen_q: int) -> int:
+    """Prefill: how many heads of a group share a query tile; a power of two that divides the group.
+
+    Four balance long queries best; short ones fill the tile with more heads. A slab of 16 rows holds tokens of one head.
+    """
+    assert spec.cta_q is not None
+    limit = min(8 if max_seqlen_q <= 16 else 4, spec.cta_q // 16)
+    pack = 1
+    while pack * 2 <= limit and group_size % (pack * 2) == 0:
+        pack *= 2
+    return pack
+
+
+def _cache_values(problem: Problem, device: Target) -> dict[str, Any]:
+    """The AttentionParams that say where the cache's rows are."""
+    layout, batch, address = problem.layout, problem.batch, device.address
+    k_rows = layout.k_rows
+    base = problem.layer * k_rows.per_layer
+    return {
+        "pool": address(problem.pool),
+        "block_table": address(batch.block_table),
+        "cu_seqlens_q": address(batch.cu_seqlens_q) if batch.num_decode != batch.batch_size else 0,
+        "cu_seqlens_k": address(batch.cu_seqlens_k),
+        "block_bytes": layout.block_bytes,
+        "k_base": base + k_rows.base,
+        "v_base": base + layout.v_rows.base,
+        "head_bytes": k_rows.per_head,
+        **(_param_values(problem) if layout.quantised else {}),
+        "block_len_log2": layout.block_len.bit_length() - 1,
+        "max_blocks": batch.max_blocks,
+        "batch_size": batch.batch_size,
+        "num_kv_heads": layout.num_kv_heads,
+    }
+
+
+def _param_values(problem: Problem) -> dict[str, Any]:
+    k_params, v_params = problem.layout.k_params, problem.layout.v_params
+    base = problem.layer * k_params.per_layer
+    return {"k_param_base": base + k_params.base, "v_param_base": base + v_params.base, "param_head_bytes": k_params.per_head}
+
+
+def _query_values(problem: Problem, device: Target) -> dict[str, Any]:
+    """The AttentionParams of an attention: its arrays and options."""
+    q, out, address, scale = problem.q, problem.out, device.address, problem.softmax_scale
+    heads = q.shape[1]
+    values = {
+        "q": address(q),
+        "q_stride": _token_stride(q),
+        "out": address(out),
+        "out_stride": _token_stride(out),
+        "num_tokens": problem.batch.num_tokens,
+        "num_heads": heads,
+        "group_size": heads // problem.layout.num_kv_heads,
+        "max_seqlen_q": problem.batch.max_seqlen_q,
+        "causal": problem.causal,
+        "window_size": problem.window_size,
+        "qk_scale": scale * _LOG2_E,
+    }
+    if problem.lse is not None:
+        values["lse"] = address(problem.lse)
+    if problem.sinks is not None:
+        values["sinks"] = address(problem.sinks)
+    if problem.softcap:
+        values["softcap_in"], values["softcap_out"] = scale / problem.softcap, problem.softcap / scale
+    return values
+
+
+def _token_stride(x: Any) -> int:
+    """Elements from one token to the next; a single token's stride may be anything, and is not used."""
+    stride: int = x.strides[0] // x.itemsize
+    return stride
+
+
+@cache
+def _pack_size(group_size: int, head_dim: int, kv_dtype: str) -> int:
+    """The smallest pack that holds a group, else the largest there is."""
+    sizes = decode_heads(head_dim, kv_dtype)
+    return next((n for n in sizes if n >= group_size), sizes[-1])
+
+
+def plan_decode(device: Target, layout: BlockLayout, group_size: int, batch: Batch, num_splits: int) -> tuple[KernelSpec, int, int, int]:
+    """Decode's spec, grid, head packs per KV head, and places for pieces (per segment where sequences are cut, else in all)."""
+    heads = _pack_size(group_size, layout.head_dim, str(layout.kv_dtype))
+    packs = -(-group_size // heads)
+    if num_splits == 0:
+        spec = _spec("decode", layout, device, heads, "flat")
+        grid = device.sm_count * (spec.min_ctas or 1)
+        return spec, grid, packs, 2 * grid  # a CTA leaves a piece of the segment it found begun and one of the segment it left, at most
+    spec = _spec("decode", layout, device, heads, "cut")
+    places = num_splits if num_splits > 0 else -(-batch.max_seqlen_k // -num_splits)
+    items = batch.batch_size * layout.num_kv_heads * packs * places
+    return spec, -(-items // (spec.warps or 1)), packs, places
+
+
+def plan_prefill(device: Target, layout: BlockLayout, num_heads: int, batch: Batch, num_splits: int) -> tuple[KernelSpec, int, int, int]:
+    """Prefill's spec, query tiles, heads packed in a tile, and in how many parts each tile's keys are read.
+
+    Where the tiles would leave multiprocessors idle, several CTAs share the keys of each, unless `num_splits` is the caller's.
+    """
+    spec = _spec("prefill", layout, device)
+    assert spec.cta_q is not None
+    assert spec.cta_s is not None
+    pack = head_pack(spec, num_heads // layout.num_kv_heads, batch.max_seqlen_q)
+    tiles = num_heads // pack * batch.batch_size * -(-batch.max_seqlen_q // (spec.cta_q // pack))
+    room = device.sm_count * (spec.min_ctas or 1) // max(tiles, 1)
+    parts = 1 if num_splits else max(1, min(room, batch.max_seqlen_k // (spec.cta_s * _TILES_PER_PART), _MAX_PARTS))
+    return spec, tiles, pack, parts
+
+
+def _decode(problem: Problem, device: Target, values: dict[str, Any], stream: int) -> Launch:
+    spec, grid, packs, places = plan_decode(device, problem.layout, values["group_size"], problem.batch, problem.num_splits)
+    segments = problem.batch.batch_size * problem.layout.num_kv_heads * packs
+    pieces = places if problem.num_splits == 0 else places * segments
+    partial_o, partial_count = device.workspace(stream, pieces * spec.piece_bytes, segments)
+    splits = problem.num_splits
+    packed = params.pack(
+        **values, head_packs=packs, partial_o=partial_o, partial_count=partial_count, num_splits=splits, max_splits=places if splits else 0
+    )
+    return Launch(spec, grid, packed)
+
+
+def _prefill(problem: Problem, device: Target, values: dict[str, Any], stream: int) -> Launch:
+    spec, tiles, pack, parts = plan_prefill(device, problem.layout, values["num_heads"], problem.batch, problem.num_splits)
+    partial_o, partial_count = device.workspace(stream, tiles * parts * spec.piece_bytes, tiles) if parts > 1 else (0, 0)
+    packed = params.pack(**values, head_packs=pack.bit_length() - 1, num_splits=parts, partial_o=partial_o, partial_count=partial_count)
+    return Launch(spec, tiles * parts, packed)

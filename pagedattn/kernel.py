@@ -1,0 +1,109 @@
+"""Kernel: one compiled spec, with its source, machine code and what the assembler says that it takes."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pagedattn.spec import KernelSpec
+
+
+class Usage(NamedTuple):
+    """What ptxas reports: registers of a thread; bytes of spill stores and loads, of stack, and of static shared memory."""
+
+    registers: int
+    spill_bytes: int
+    stack_bytes: int
+    shared_bytes: int
+
+
+def usage(log: str) -> Usage:
+    """Read ptxas's report (--ptxas-options=-v). Functions that were not inlined count: registers by their maximum, bytes by their sum.
+
+    >>> usage("ptxas . 8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads\\nptxas info : Used 40 registers, 256 bytes smem")
+    Usage(registers=40, spill_bytes=8, stack_bytes=8, shared_bytes=256)
+    """
+
+    def numbers(pattern: str) -> list[int]:
+        return [int(n) for n in re.findall(rf"(\d+) {pattern}", log)]
+
+    return Usage(
+        max(numbers("registers"), default=0),
+        sum(numbers("bytes spill stores")) + sum(numbers("bytes spill loads")),
+        sum(numbers("bytes stack frame")),
+        sum(numbers("bytes smem")),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A compiled spec; no GPU is needed to make one.
+
+    Attributes
+    ----------
+    spec : KernelSpec
+        What it was made from.
+    source, ptx, log : str
+        CUDA C++, PTX, and what the compiler said.
+    cubin : bytes
+        Machine code (ELF) for `spec.arch`.
+    seconds : float
+        What compiling took, whenever that was.
+    origin : str
+        "store": read from the store. "compiled": compiled by this process and stored. "memory": compiled, and kept by this process only.
+    registers : int
+        Of a thread.
+    spill_bytes, stack_bytes : int
+        Of a thread, in local memory.
+    static_shared_bytes, shared_bytes : int
+        Of a CTA: declared in the source, and in all with what the launch asks for.
+    """
+
+    spec: KernelSpec
+    source: str
+    cubin: bytes
+    ptx: str
+    log: str
+    seconds: float
+    origin: str
+    registers: int = field(init=False)
+    spill_bytes: int = field(init=False)
+    stack_bytes: int = field(init=False)
+    static_shared_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = usage(self.log)
+        object.__setattr__(self, "registers", found.registers)
+        object.__setattr__(self, "spill_bytes", found.spill_bytes)
+        object.__setattr__(self, "stack_bytes", found.stack_bytes)
+        object.__setattr__(self, "static_shared_bytes", found.shared_bytes)
+
+    @property
+    def name(self) -> str:
+        """The spec's name, which is the entry point's."""
+        return self.spec.name
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.static_shared_bytes + self.spec.shared_bytes
+
+    def __repr__(self) -> str:
+        spills = f", {self.spill_bytes} bytes spilled" if self.spill_bytes else ""
+        sizes = f"{self.registers} registers{spills}, {self.shared_bytes} bytes shared, {len(self.cubin)} bytes of code"
+        return f"<Kernel {self.name}: {sizes}, {self.origin}>"
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "target": self.spec.arch,
+            "threads of a CTA": self.spec.threads,
+            "registers of a thread": self.registers,
+            "spilled / stack": f"{self.spill_bytes} / {self.stack_bytes} bytes",
+            "shared memory of a CTA": f"{self.static_shared_bytes} static + {self.spec.shared_bytes} dynamic bytes",
+            "code": f"{len(self.cubin)} bytes, {self.source.count(chr(10))} lines of CUDA, {self.ptx.count(chr(10))} of PTX",
+            "compiled in": f"{self.seconds:.2f} s ({self.origin})",
+        }
+        body = "".join(f"<tr><th style='text-align:left'>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items())
+        return f"<table><caption><code>{html.escape(self.name)}</code></caption>{body}</table>"

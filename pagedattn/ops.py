@@ -1,0 +1,393 @@
+"""The operations: each call is checked, becomes a Problem and runs on the device that holds the cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pagedattn import dtypes, env
+from pagedattn.arrays import adopt, give_back
+from pagedattn.errors import ArgumentError, UnsupportedError
+from pagedattn.problem import Problem
+
+if TYPE_CHECKING:
+    from pagedattn.batch import Batch
+    from pagedattn.cache import KVCache
+
+_LATER = "is not in this version; leave it None"
+_ROW_ALIGNMENT = 16  # bytes that a kernel moves at once
+
+
+def append(
+    k: Any,
+    v: Any,
+    cache: KVCache,
+    batch: Batch,
+    *,
+    layer: int = 0,
+    k_bias: Any = None,
+    v_bias: Any = None,
+    rope: Any = None,
+    cp: Any = None,
+    stream: Any = None,
+) -> None:
+    """Write the new tokens' keys and values into the cache.
+
+    Parameters
+    ----------
+    k, v : array (num_tokens, num_kv_heads, head_dim), of the cache's dtype
+        The rows of each sequence's last `seqlens_q` tokens, one sequence after the other. Heads and dims contiguous; any token stride.
+    cache : KVCache
+    batch : Batch
+        Which tokens these are; `cache.extend` made room for them.
+    layer : int
+        The cache's layer.
+    stream : optional
+        The CUDA stream; None: the current one.
+
+    Raises
+    ------
+    ArgumentError
+        Shapes, dtypes, devices or ranges that do not fit; nothing was written.
+    UnsupportedError
+        `k_bias`, `v_bias`, `rope`, `cp`.
+
+    Examples
+    --------
+    >>> import numpy as np, pagedattn as pa
+    >>> cache = pa.KVCache(4, num_kv_heads=2, head_dim=64, block_len=16, device="cpu")
+    >>> batch = cache.extend([cache.new_sequence()], [3])
+    >>> k = v = np.ones((3, 2, 64), np.float16)
+    >>> pa.append(k, v, cache, batch)
+    >>> float(pa.gather(cache, batch)[0].sum())
+    384.0
+    """
+    _refuse(k_bias=k_bias, v_bias=v_bias, rope=rope, cp=cp)
+    layer = _check_cache(cache, batch, layer)
+    shape = (batch.num_tokens, cache.layout.num_kv_heads, cache.layout.head_dim)
+    k, v = _rows(k, cache, "k", shape), _rows(v, cache, "v", shape)
+    cache.device.run(Problem("append", cache.layout, cache.pool, layer, batch, k=k, v=v, stream=stream))
+
+
+def paged_attention(
+    q: Any,
+    cache: KVCache,
+    batch: Batch,
+    *,
+    k: Any = None,
+    v: Any = None,
+    layer: int = 0,
+    softmax_scale: float | None = None,
+    causal: bool = True,
+    window_size: int | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Any = None,
+    sinks: Any = None,
+    mask: Any = None,
+    rope: Any = None,
+    q_bias: Any = None,
+    k_bias: Any = None,
+    v_bias: Any = None,
+    logn_max_position: int | None = None,
+    out: Any = None,
+    return_lse: bool = False,
+    num_splits: int | str | None = None,
+    cp: Any = None,
+    stream: Any = None,
+) -> Any:
+    """Attention of new queries over a paged cache: decode, prefill, chunks and mixtures of them.
+
+    Query j of sequence b stands at position seqlens_k[b] - seqlens_q[b] + j. Query head h reads KV head h // (num_heads / num_kv_heads).
+    Scores, softmax and output accumulate in float32.
+
+    Parameters
+    ----------
+    q : array (num_tokens, num_heads, head_dim), of the cache's dtype
+        Heads and dims contiguous; any token stride.
+    cache : KVCache
+    batch : Batch
+        The sequences; their keys and values are in the cache, unless `k` and `v` bring them.
+    k, v : array (num_tokens, num_kv_heads, head_dim), optional
+        New rows to append first.
+    layer : int
+        The cache's layer.
+    softmax_scale : float, optional
+        Factor on q.k, positive; None: 1 / sqrt(head_dim).
+    causal : bool
+        Keys after the query's position do not count.
+    window_size : int, optional
+        Only keys p - window_size + 1 .. p count for a query at p (and later ones where `causal` is False).
+    softcap : float, optional
+        Scores s become softcap * tanh(s / softcap).
+    sinks : array (num_heads) float32, optional
+        A logit per head that joins the softmax's sum and has no value.
+    out : array like q, optional
+        Where the result goes; it is returned.
+    return_lse : bool
+        Also return the log-sum-exp, float32 (num_tokens, num_heads), natural logarithm.
+    num_splits : int or "fixed:N", optional
+        How decode cuts a sequence's keys for parallel work. None: one list of tiles, balanced over the GPU. An int: that many cuts.
+        "fixed:N": at every N keys (a multiple of 16; of 32 for int8 and int4), whatever else is in the batch. Longer queries are read
+        by several CTAs only where num_splits is None and there are too few of them to fill the GPU.
+    stream : optional
+        The CUDA stream; None: the current one.
+
+    Returns
+    -------
+    out : array like q
+        With `return_lse`, the pair (out, lse).
+
+    Raises
+    ------
+    ArgumentError
+        Shapes, dtypes, devices or values that do not fit; nothing was written.
+    UnsupportedError
+        A keyword that this version does not serve.
+
+    Notes
+    -----
+    FlashAttention-2 (Dao, 2023) for the online softmax; Flash-Decoding (Dao et al., 2023) for splits;
+    PagedAttention (Kwon et al., 2023) for the cache.
+
+    Examples
+    --------
+    >>> import numpy as np, pagedattn as pa
+    >>> cache = pa.KVCache(4, num_kv_heads=2, head_dim=64, block_len=16, device="cpu")
+    >>> batch = cache.extend([cache.new_sequence()], [3])
+    >>> rng = np.random.default_rng(0)
+    >>> q = rng.standard_normal((3, 8, 64)).astype(np.float16)
+    >>> k, v = rng.standard_normal((2, 3, 2, 64)).astype(np.float16)
+    >>> out = pa.paged_attention(q, cache, batch, k=k, v=v)
+    >>> out.shape, bool(np.array_equal(out[0, 0], v[0, 0]))  # the first token sees only itself
+    ((3, 8, 64), True)
+    """
+    if not (alibi_slopes is mask is rope is q_bias is k_bias is v_bias is logn_max_position is cp is None):
+        _refuse(
+            alibi_slopes=alibi_slopes,
+            mask=mask,
+            rope=rope,
+            q_bias=q_bias,
+            k_bias=k_bias,
+            v_bias=v_bias,
+            logn_max_position=logn_max_position,
+            cp=cp,
+        )
+    layer = _check_cache(cache, batch, layer)
+    layout, device = cache.layout, cache.device
+    rows = _rows(q, cache, "q", (batch.num_tokens, None, layout.head_dim))
+    num_heads = rows.shape[1]
+    if num_heads == 0 or num_heads % layout.num_kv_heads:
+        raise ArgumentError(
+            f"`q.shape[1]`, the query heads, must be a multiple of the cache's {layout.num_kv_heads} KV heads; got {num_heads}."
+        )
+    scale = layout.head_dim**-0.5 if softmax_scale is None else _positive(softmax_scale, "softmax_scale")
+    window = 0 if window_size is None else _window(window_size)
+    cap = 0.0 if softcap is None else _positive(softcap, "softcap")
+    splits = 0 if num_splits is None else parse_splits(num_splits, layout.quantised)
+    if sinks is not None:
+        sinks = _sinks(sinks, cache, num_heads)
+    if out is None:
+        target = device.empty(rows.shape, rows.dtype)
+    else:
+        target = _rows(out, cache, "out", rows.shape)
+        if not _writable(target):
+            raise ArgumentError("`out` must be writable; got a read-only array.")
+    lse = device.empty(rows.shape[:2], np.float32) if return_lse else None
+    if (k is None) != (v is None):
+        raise ArgumentError(f"`k` and `v` must come together; got only `{'v' if k is None else 'k'}`.")
+    if k is not None:
+        append(k, v, cache, batch, layer=layer, stream=stream)
+    device.run(
+        Problem(
+            "attention",
+            layout,
+            cache.pool,
+            layer,
+            batch,
+            q=rows,
+            out=target,
+            lse=lse,
+            sinks=sinks,
+            softmax_scale=scale,
+            causal=bool(causal),
+            window_size=window,
+            softcap=cap,
+            num_splits=splits,
+            stream=stream,
+        )
+    )
+    result = give_back(target, q) if out is None else out
+    return (result, give_back(lse, q)) if return_lse else result
+
+
+def gather(cache: KVCache, batch: Batch, *, layer: int = 0, stream: Any = None) -> tuple[Any, Any]:
+    """The batch's keys and values out of the cache.
+
+    Returns
+    -------
+    k, v : array (sum of seqlens_k, num_kv_heads, head_dim), of the cache's dtype
+        One sequence after the other, on the cache's device.
+
+    Examples
+    --------
+    >>> import pagedattn as pa
+    >>> cache = pa.KVCache(4, num_kv_heads=2, head_dim=64, block_len=16, device="cpu")
+    >>> k, v = pa.gather(cache, cache.extend([cache.new_sequence()], [5]))
+    >>> k.shape
+    (5, 2, 64)
+    """
+    layer = _check_cache(cache, batch, layer)
+    layout, device = cache.layout, cache.device
+    shape, dtype = (batch.total_k, layout.num_kv_heads, layout.head_dim), dtypes.of(layout.dtype).numpy
+    k, v = device.empty(shape, dtype), device.empty(shape, dtype)
+    device.run(Problem("gather", layout, cache.pool, layer, batch, k=k, v=v, stream=stream))
+    return k, v
+
+
+def merge(outs: Sequence[Any], lses: Sequence[Any]) -> tuple[Any, Any]:
+    """Merge results of the same queries over different keys, by log-sum-exp.
+
+    Parameters
+    ----------
+    outs : sequence of arrays (num_tokens, num_heads, head_dim), float16 or bfloat16
+        Partial outputs, each normalised over its own keys.
+    lses : sequence of arrays (num_tokens, num_heads), float32
+        Their log-sum-exps; -inf where a part has no keys.
+
+    Returns
+    -------
+    out, lse : arrays
+        What attention over all keys gives.
+
+    Raises
+    ------
+    ArgumentError
+        No parts, or parts that differ in shape, dtype or device.
+
+    Examples
+    --------
+    >>> import numpy as np, pagedattn as pa
+    >>> a, b = np.full((1, 1, 64), 1, np.float16), np.full((1, 1, 64), 3, np.float16)
+    >>> out, lse = pa.merge([a, b], [np.zeros((1, 1), np.float32)] * 2)
+    >>> float(out[0, 0, 0]), round(float(lse[0, 0]), 4)
+    (2.0, 0.6931)
+    """
+    from pagedattn import devices
+    from pagedattn.arrays import place
+
+    if not len(outs) or len(outs) != len(lses):
+        raise ArgumentError(f"`outs` and `lses` must have the same length, at least 1; got {len(outs)} and {len(lses)}.")
+    where = place(outs[0])
+    if where is None:
+        raise ArgumentError(f"`outs` must hold arrays; got {type(outs[0]).__name__}.")
+    device = devices.get("cpu" if where == "managed" else where)
+    parts = [adopt(x, device, f"outs[{i}]") for i, x in enumerate(outs)]
+    weights = [adopt(x, device, f"lses[{i}]") for i, x in enumerate(lses)]
+    first = parts[0]
+    if first.ndim != 3 or dtypes.activation(first.dtype, "outs[0].dtype") is None:
+        raise ArgumentError(f"`outs[0]` must have 3 dimensions (num_tokens, num_heads, head_dim); got shape {first.shape}.")
+    for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+        if part.shape != first.shape or part.dtype != first.dtype:
+            raise ArgumentError(f"`outs[{i}]` must be like outs[0], {first.dtype} {first.shape}; got {part.dtype} {part.shape}.")
+        if weight.shape != first.shape[:2] or weight.dtype != np.float32:
+            raise ArgumentError(f"`lses[{i}]` must be float32 {first.shape[:2]}; got {weight.dtype} {weight.shape}.")
+    parts, weights = [device.asarray(x) for x in parts], [device.asarray(x) for x in weights]
+    out, lse = device.empty(first.shape, first.dtype), device.empty(first.shape[:2], np.float32)
+    if out.size:
+        device.merge(parts, weights, out, lse)
+    return give_back(out, outs[0]), give_back(lse, outs[0])
+
+
+def parse_splits(value: int | str, quantised: bool = False) -> int:
+    """`num_splits` as a number: n cuts as n, cuts of N keys as -N. Cuts lie between tiles: of 16 keys, of 32 where the cache holds codes.
+
+    >>> parse_splits(4), parse_splits("fixed:256")
+    (4, -256)
+    """
+    tile = 32 if quantised else 16
+    if isinstance(value, str):
+        kind, _, keys = value.partition(":")
+        if kind == "fixed" and keys.isdecimal() and int(keys) > 0 and int(keys) % tile == 0:
+            return -int(keys)
+    elif not isinstance(value, bool) and hasattr(value, "__index__") and 1 <= int(value) <= 1024:
+        return int(value)
+    raise ArgumentError(
+        f"`num_splits` must be None, an integer from 1 to 1024, or 'fixed:N' with N a multiple of {tile} in this cache; got {value!r}."
+    )
+
+
+def _refuse(**keywords: Any) -> None:
+    for name, value in keywords.items():
+        if value is not None:
+            raise UnsupportedError(f"`{name}` {_LATER}; got {type(value).__name__}.")
+
+
+def _check_cache(cache: KVCache, batch: Batch, layer: int) -> int:
+    layout = cache.layout
+    if batch.device is not cache.device:
+        raise ArgumentError(f"`batch` must be on {cache.device.name}, where the cache is; got one on {batch.device.name}.")
+    if isinstance(layer, bool) or not hasattr(layer, "__index__") or not 0 <= layer < layout.num_layers:
+        raise ArgumentError(f"`layer` must be an integer from 0 to {layout.num_layers - 1}, the cache's layers; got {layer!r}.")
+    batch.check_width(layout.block_len)
+    if cache.device.arch is None or env.check_enabled():
+        batch.check_cache(layout, cache.pool.shape[0])
+    return int(layer)
+
+
+def _rows(x: Any, cache: KVCache, name: str, shape: tuple[int | None, ...]) -> Any:
+    """A caller's (tokens, heads, dims) array, checked; None in `shape` is any length."""
+    device, layout = cache.device, cache.layout
+    rows = adopt(x, device, name)
+    actual = rows.shape
+    if len(actual) != 3:
+        raise ArgumentError(f"`{name}` must have 3 dimensions (tokens, heads, head_dim); got shape {tuple(actual)}.")
+    if actual != shape:
+        for axis, meaning in enumerate(("the batch's new tokens", "the KV heads", "the cache's head_dim")):
+            if shape[axis] is not None and actual[axis] != shape[axis]:
+                if name == "out":
+                    meaning = "that of q"
+                raise ArgumentError(f"`{name}.shape[{axis}]` must equal {meaning}, {shape[axis]}; got {actual[axis]}.")
+    if rows.dtype != dtypes.of(layout.dtype).numpy:
+        raise ArgumentError(
+            f"`{name}` must have the cache's dtype, {layout.dtype}; got {rows.dtype.name}. Convert it, or make a cache of that dtype."
+        )
+    strides, width = rows.strides, layout.head_dim * rows.itemsize
+    if (strides[2] != rows.itemsize or (strides[1] != width and actual[1] > 1)) and rows.size:
+        raise ArgumentError(
+            f"`{name}` must be contiguous in heads and dims (any token stride); got strides {tuple(strides)} bytes for shape "
+            f"{tuple(actual)}. Copy it."
+        )
+    if device.arch is not None and (device.address(rows) % _ROW_ALIGNMENT or (strides[0] % _ROW_ALIGNMENT and actual[0] > 1)):
+        raise ArgumentError(
+            f"`{name}`'s tokens must begin at multiples of {_ROW_ALIGNMENT} bytes; got address {device.address(rows):#x}, "
+            f"token stride {strides[0]}. Copy it."
+        )
+    return rows
+
+
+def _writable(x: Any) -> bool:
+    return not isinstance(x, np.ndarray) or bool(x.flags.writeable)
+
+
+def _sinks(sinks: Any, cache: KVCache, num_heads: int) -> Any:
+    found = adopt(sinks, cache.device, "sinks")
+    if found.shape != (num_heads,) or found.dtype != np.float32:
+        raise ArgumentError(
+            f"`sinks` must be float32 of shape ({num_heads},), one logit per query head; got {found.dtype} {tuple(found.shape)}."
+        )
+    return cache.device.asarray(found)
+
+
+def _positive(value: float, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) or not math.isfinite(value) or value <= 0:
+        raise ArgumentError(f"`{name}` must be a positive finite number or None; got {value!r}.")
+    return float(value)
+
+
+def _window(value: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ArgumentError(f"`window_size` must be a positive integer or None; got {value!r}.")
+    return min(int(value), 2**30)

@@ -1,0 +1,71 @@
+"""The tuning table: which tile a kernel uses, in order of preference; the first row that fits the target is taken."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class DecodeTile(NamedTuple):
+    """A CTA of `warps` independent warps, each with a ring of `stages` tiles of `cta_s` keys."""
+
+    warps: int
+    stages: int
+    cta_s: int = 16
+
+
+class PrefillTile(NamedTuple):
+    """A CTA of `warps` warps over `cta_q` query rows and key tiles of `cta_s`; `min_ctas` of them share a multiprocessor."""
+
+    warps: int
+    cta_q: int
+    cta_s: int
+    min_ctas: int
+    stages: int = 2
+
+
+# (head_dim, heads of a pack, bits of a stored element) -> rows. Registers bound the warps: large head_dims keep more of O and Q, and with
+# codes to convert leave no room for packs of 16.
+DECODE: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
+    (64, 8, 16): (DecodeTile(12, 3), DecodeTile(8, 2), DecodeTile(4, 2)),
+    (64, 16, 16): (DecodeTile(12, 3), DecodeTile(8, 3), DecodeTile(8, 2), DecodeTile(4, 2)),
+    (96, 8, 16): (DecodeTile(12, 2), DecodeTile(8, 2), DecodeTile(6, 2), DecodeTile(4, 2)),
+    (96, 16, 16): (DecodeTile(8, 2), DecodeTile(4, 2)),
+    (128, 8, 16): (DecodeTile(10, 2), DecodeTile(8, 2), DecodeTile(4, 2)),
+    (128, 16, 16): (DecodeTile(8, 2), DecodeTile(6, 2), DecodeTile(4, 2)),
+    (192, 8, 16): (DecodeTile(7, 2), DecodeTile(5, 2), DecodeTile(3, 2)),
+    (192, 16, 16): (DecodeTile(6, 2), DecodeTile(4, 2), DecodeTile(2, 2)),
+    (256, 8, 16): (DecodeTile(5, 2), DecodeTile(4, 2), DecodeTile(2, 2)),
+    (256, 16, 16): (DecodeTile(4, 2), DecodeTile(2, 2), DecodeTile(1, 2)),
+    (64, 8, 8): (DecodeTile(12, 3, 32), DecodeTile(12, 2, 32), DecodeTile(8, 2, 32), DecodeTile(6, 2, 32), DecodeTile(4, 2, 32)),
+    (64, 16, 8): (DecodeTile(8, 2, 32), DecodeTile(4, 2, 32)),
+    (96, 8, 8): (DecodeTile(12, 2, 32), DecodeTile(8, 2, 32), DecodeTile(6, 2, 32), DecodeTile(4, 2, 32)),
+    (96, 16, 8): (DecodeTile(8, 2, 32), DecodeTile(6, 2, 32), DecodeTile(4, 2, 32)),
+    (128, 8, 8): (DecodeTile(8, 2, 32), DecodeTile(7, 2, 32), DecodeTile(4, 2, 32)),
+    (128, 16, 8): (DecodeTile(8, 2, 32), DecodeTile(6, 2, 32), DecodeTile(4, 2, 32), DecodeTile(3, 2, 32)),
+    (192, 8, 8): (DecodeTile(7, 2, 32), DecodeTile(5, 2, 32), DecodeTile(3, 2, 32)),
+    (256, 8, 8): (DecodeTile(5, 2, 32), DecodeTile(3, 2, 32), DecodeTile(2, 2, 32)),
+    (64, 8, 4): (DecodeTile(12, 3, 32), DecodeTile(12, 2, 32), DecodeTile(8, 2, 32)),
+    (64, 16, 4): (DecodeTile(12, 2, 32), DecodeTile(8, 2, 32), DecodeTile(6, 2, 32)),
+    (96, 8, 4): (DecodeTile(12, 3, 32), DecodeTile(12, 2, 32), DecodeTile(8, 2, 32), DecodeTile(6, 2, 32)),
+    (96, 16, 4): (DecodeTile(8, 2, 32), DecodeTile(6, 2, 32), DecodeTile(4, 2, 32)),
+    (128, 8, 4): (DecodeTile(12, 2, 32), DecodeTile(10, 2, 32), DecodeTile(6, 2, 32)),
+    (128, 16, 4): (DecodeTile(8, 2, 32), DecodeTile(4, 2, 32)),
+    (192, 8, 4): (DecodeTile(8, 2, 32), DecodeTile(7, 2, 32), DecodeTile(4, 2, 32)),
+    (256, 8, 4): (DecodeTile(8, 2, 32), DecodeTile(6, 2, 32), DecodeTile(3, 2, 32)),
+}
+
+# (head_dim, whether the cache holds codes) -> rows. Codes become elements once a CTA: more query rows share the work.
+PREFILL: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
+    (64, False): (PrefillTile(4, 128, 64, 2), PrefillTile(4, 128, 64, 1)),
+    (96, False): (PrefillTile(4, 128, 64, 2), PrefillTile(4, 128, 64, 1)),
+    (128, False): (PrefillTile(4, 128, 64, 2), PrefillTile(8, 256, 64, 1), PrefillTile(4, 128, 64, 1)),
+    (192, False): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
+    (256, False): (PrefillTile(8, 128, 64, 1), PrefillTile(8, 128, 32, 1), PrefillTile(4, 64, 32, 1)),
+    (64, True): (PrefillTile(8, 256, 64, 1),),
+    (96, True): (PrefillTile(8, 256, 64, 1), PrefillTile(4, 128, 64, 1)),
+    (128, True): (PrefillTile(8, 256, 64, 1), PrefillTile(4, 128, 64, 1)),
+    (192, True): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
+    (256, True): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
+}
+
+COPY_WARPS = 8  # append, gather, merge: plain copies

@@ -1,0 +1,196 @@
+"""Calls that must be refused: each says what is wrong, and leaves the pool, the cache and out= as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import pagedattn as pa
+
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.cuda))
+
+
+class Setup:
+    """A small cache with two sequences of 20 and 5 tokens, and good arguments for a call with 3 and 1 new ones."""
+
+    def __init__(self, device: str) -> None:
+        self.device = pa.devices.get(device)
+        self.cache = pa.KVCache(8, num_kv_heads=2, head_dim=64, block_len=16, num_layers=2, device=self.device)
+        self.sequences = [self.cache.new_sequence(), self.cache.new_sequence()]
+        self.batch = self.cache.extend(self.sequences, [20, 5])
+        self.cache.pool[...] = 7
+        self.batch = self.table([[0, 1], [2, -1]])
+        self.q = self.array((4, 8, 64))
+        self.k, self.v = self.array((4, 2, 64)), self.array((4, 2, 64))
+        self.out = self.array((4, 8, 64))
+        self.before = self.state()
+
+    def table(self, table: Any, seqlens_q: Any = (3, 1), seqlens_k: Any = (20, 5)) -> pa.Batch:
+        return pa.Batch(np.asarray(table, np.int32), list(seqlens_q), list(seqlens_k), device=self.device)
+
+    def array(self, shape: tuple[int, ...], dtype: Any = np.float16) -> Any:
+        return self.device.asarray(np.ones(shape, dtype))
+
+    def state(self) -> tuple[Any, ...]:
+        lengths = [self.cache.seqlen(s) for s in self.sequences]
+        return lengths, self.cache.num_free_blocks, *(self.device.to_host(x).tobytes() for x in (self.cache.pool, self.out))
+
+    def attend(self, **changes: Any) -> Any:
+        q, cache, batch = (changes.pop(name, getattr(self, name)) for name in ("q", "cache", "batch"))
+        return pa.paged_attention(q, cache, batch, out=changes.pop("out", self.out), **changes)
+
+    def append(self, **changes: Any) -> None:
+        k, v, batch = (changes.pop(name, getattr(self, name)) for name in ("k", "v", "batch"))
+        pa.append(k, v, self.cache, batch, **changes)
+
+
+@pytest.fixture(params=DEVICES)
+def setup(request: pytest.FixtureRequest) -> Iterator[Setup]:
+    made = Setup(request.param)
+    yield made
+    assert made.state() == made.before, "a refused call has changed something"
+
+
+Call = Callable[[Setup], Any]
+
+
+def attend(**changes: Callable[[Setup], Any]) -> Call:
+    return lambda s: s.attend(**{name: make(s) for name, make in changes.items()})
+
+
+def append(**changes: Callable[[Setup], Any]) -> Call:
+    return lambda s: s.append(**{name: make(s) for name, make in changes.items()})
+
+
+def value(x: Any) -> Callable[[Setup], Any]:
+    return lambda s: x
+
+
+def shape(*sizes: int, dtype: Any = np.float16) -> Callable[[Setup], Any]:
+    return lambda s: s.array(sizes, dtype)
+
+
+BAD: dict[str, tuple[Call, str]] = {
+    "q-list": (attend(q=value([[1.0]])), "`q` must be an array.*got list"),
+    "q-rank": (attend(q=shape(4, 512)), "`q` must have 3 dimensions"),
+    "q-tokens": (attend(q=shape(5, 8, 64)), r"`q.shape\[0\]` must equal the batch's new tokens, 4; got 5"),
+    "q-head-dim": (attend(q=shape(4, 8, 128)), r"`q.shape\[2\]` must equal the cache's head_dim, 64; got 128"),
+    "q-heads": (attend(q=shape(4, 7, 64), out=value(None)), "multiple of the cache's 2 KV heads; got 7"),
+    "q-no-heads": (attend(q=shape(4, 0, 64), out=value(None)), "multiple of the cache's 2 KV heads; got 0"),
+    "q-float32": (attend(q=shape(4, 8, 64, dtype=np.float32)), "cache's dtype, float16; got float32"),
+    "q-bfloat16": (attend(q=shape(4, 8, 64, dtype=ml_dtypes.bfloat16)), "cache's dtype, float16; got bfloat16"),
+    "q-dims-strided": (attend(q=lambda s: s.array((4, 8, 128))[:, :, ::2]), "`q` must be contiguous in heads and dims"),
+    "q-heads-strided": (attend(q=lambda s: s.array((4, 16, 64))[:, ::2]), "`q` must be contiguous in heads and dims"),
+    "q-transposed": (attend(q=lambda s: s.array((8, 4, 64)).swapaxes(0, 1)), "`q` must be contiguous in heads and dims"),
+    "k-tokens": (append(k=shape(3, 2, 64)), r"`k.shape\[0\]` must equal the batch's new tokens, 4; got 3"),
+    "k-heads": (append(k=shape(4, 1, 64)), r"`k.shape\[1\]` must equal the KV heads, 2; got 1"),
+    "v-head-dim": (append(v=shape(4, 2, 96)), r"`v.shape\[2\]` must equal the cache's head_dim, 64; got 96"),
+    "v-dtype": (append(v=shape(4, 2, 64, dtype=np.float64)), "`v` must have the cache's dtype"),
+    "v-rank": (append(v=shape(2, 64)), "`v` must have 3 dimensions"),
+    "v-strided": (append(v=lambda s: s.array((4, 2, 128))[:, :, :64]), "`v` must be contiguous in heads and dims"),
+    "k-alone": (attend(k=shape(4, 2, 64)), "`k` and `v` must come together"),
+    "v-alone": (attend(v=shape(4, 2, 64)), "`k` and `v` must come together"),
+    "k-with-q": (attend(k=shape(4, 2, 64), v=shape(4, 3, 64)), r"`v.shape\[1\]`"),
+    "out-shape": (attend(out=shape(4, 4, 64)), r"`out.shape\[1\]` must equal that of q, 8; got 4"),
+    "out-dtype": (attend(out=shape(4, 8, 64, dtype=np.float32)), "`out` must have the cache's dtype"),
+    "out-strided": (attend(out=lambda s: s.array((4, 8, 128))[:, :, ::2]), "`out` must be contiguous in heads and dims"),
+    "layer-high": (attend(layer=value(2)), "`layer` must be an integer from 0 to 1.*got 2"),
+    "layer-negative": (append(layer=value(-1)), "`layer` must be an integer from 0 to 1.*got -1"),
+    "layer-float": (attend(layer=value(0.0)), "`layer`"),
+    "gather-layer": (lambda s: pa.gather(s.cache, s.batch, layer=5), "`layer`"),
+    "scale-zero": (attend(softmax_scale=value(0.0)), "`softmax_scale` must be a positive finite number"),
+    "scale-nan": (attend(softmax_scale=value(float("nan"))), "`softmax_scale`"),
+    "scale-text": (attend(softmax_scale=value("auto")), "`softmax_scale`.*'auto'"),
+    "softcap-negative": (attend(softcap=value(-1.0)), "`softcap` must be a positive finite number"),
+    "softcap-infinite": (attend(softcap=value(float("inf"))), "`softcap`"),
+    "window-zero": (attend(window_size=value(0)), "`window_size` must be a positive integer"),
+    "window-pair": (attend(window_size=value((7, 0))), "`window_size`"),
+    "splits-zero": (attend(num_splits=value(0)), "`num_splits` must be"),
+    "splits-text": (attend(num_splits=value("fixed:")), "`num_splits` must be"),
+    "splits-odd": (attend(num_splits=value("fixed:100")), "`num_splits` must be"),
+    "splits-bool": (attend(num_splits=value(True)), "`num_splits` must be"),
+    "sinks-shape": (attend(sinks=shape(2, dtype=np.float32)), r"`sinks` must be float32 of shape \(8,\)"),
+    "sinks-dtype": (attend(sinks=shape(8)), "`sinks` must be float32"),
+    "table-narrow": (attend(batch=lambda s: s.table([[0], [2]])), "`block_table` must have 2 columns.*got 1"),
+    "table-narrow-append": (append(batch=lambda s: s.table([[0], [2]])), "`block_table` must have 2 columns.*got 1"),
+    "table-narrow-gather": (lambda s: pa.gather(s.cache, s.table([[0], [2]])), "`block_table` must have 2 columns"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_refused(setup: Setup, name: str) -> None:
+    call, text = BAD[name]
+    with pytest.raises(pa.ArgumentError, match=text):
+        call(setup)
+
+
+OUTSIDE: dict[str, tuple[list[list[int]], str]] = {
+    "high": ([[0, 8], [2, -1]], r"block_table\[0, 1\] is 8"),
+    "negative": ([[0, 1], [-1, -1]], r"block_table\[1, 0\] is -1"),
+    "huge": ([[2**31 - 1, 1], [2, -1]], r"block_table\[0, 0\] is 2147483647"),
+}
+
+
+@pytest.mark.parametrize("operation", ["attend", "append", "gather"])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_block_index_out_of_range(setup: Setup, name: str, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if setup.device.arch is not None:
+        monkeypatch.setenv("PAGEDATTN_CHECK", "1")
+    entries, text = OUTSIDE[name]
+    batch = setup.table(entries)
+    calls = {"attend": setup.attend, "append": setup.append, "gather": lambda batch: pa.gather(setup.cache, batch)}
+    with pytest.raises(pa.ArgumentError, match=text):
+        calls[operation](batch=batch)
+
+
+LATER = ("alibi_slopes", "mask", "rope", "q_bias", "k_bias", "v_bias", "logn_max_position", "cp")
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_keywords_of_later_versions(setup: Setup, name: str) -> None:
+    with pytest.raises(pa.UnsupportedError, match=f"`{name}` is not in this version"):
+        setup.attend(**{name: object()})
+
+
+@pytest.mark.parametrize("name", ["k_bias", "v_bias", "rope", "cp"])
+def test_keywords_of_later_versions_for_append(setup: Setup, name: str) -> None:
+    with pytest.raises(pa.UnsupportedError, match=f"`{name}` is not in this version"):
+        setup.append(**{name: object()})
+
+
+def test_unknown_keyword(setup: Setup) -> None:
+    with pytest.raises(TypeError, match="windowsize"):
+        setup.attend(windowsize=3)
+
+
+def test_read_only_out() -> None:
+    setup = Setup("cpu")
+    setup.out.flags.writeable = False
+    with pytest.raises(pa.ArgumentError, match="`out` must be writable"):
+        setup.attend()
+    assert setup.state() == setup.before
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["q", "k", "out", "sinks", "batch"])
+def test_wrong_device(name: str) -> None:
+    host, device = Setup("cpu"), Setup("cuda")
+    for here, there in ((host, device), (device, host)):
+        wrong = {"q": there.q, "k": there.k, "out": there.out, "sinks": there.array((8,), np.float32), "batch": there.batch}[name]
+        changes = {name: wrong} | ({"v": here.v} if name == "k" else {})
+        with pytest.raises(pa.ArgumentError, match=f"`{name}` must be on {here.device.name}.*{there.device.name}"):
+            here.attend(**changes)
+    assert host.state() == host.before
+    assert device.state() == device.before
+
+
+def test_good_arguments_are_good() -> None:
+    """The setup that every refused call changes in one place."""
+    setup = Setup("cpu")
+    setup.append()
+    assert setup.attend(k=setup.k, v=setup.v, sinks=setup.array((8,), np.float32)) is setup.out
+    assert setup.state() != setup.before

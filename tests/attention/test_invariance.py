@@ -1,0 +1,93 @@
+"""What must not change a result: the rest of the batch, the order of blocks, a second run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pagedattn as pa
+from tests.attention import world
+from tests.attention.cases import Case
+from tests.attention.world import cache_of, make
+
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.cuda))
+LENGTHS = ((1, 700), (1, 33), (1, 2100), (1, 256), (40, 300))
+
+
+def outputs(case: Case, device: str, sequences: list[int], **keywords: Any) -> list[bytes]:
+    """The bytes of each chosen sequence's rows, when just these sequences are in the batch."""
+    made = make(case)
+    cache = cache_of(made, device)
+    starts = np.cumsum(made.seqlens_q) - made.seqlens_q
+    q = np.concatenate([made.q[starts[b] : starts[b] + made.seqlens_q[b]] for b in sequences])
+    batch = pa.Batch(made.table[sequences], made.seqlens_q[sequences], made.seqlens_k[sequences], device=device)
+    out = cache.device.to_host(pa.paged_attention(cache.device.asarray(q), cache, batch, **keywords))
+    return [part.tobytes() for part in np.split(out, np.cumsum(made.seqlens_q[sequences])[:-1])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("splits", ["fixed:256", "fixed:16"])
+def test_fixed_splits_do_not_depend_on_the_batch(device: str, splits: str) -> None:
+    case = Case("invariance", "", LENGTHS)
+    together = outputs(case, device, [0, 1, 2, 3, 4], num_splits=splits)
+    for b in range(len(LENGTHS)):
+        assert outputs(case, device, [b], num_splits=splits) == [together[b]], f"sequence {b} alone"
+    assert outputs(case, device, [2, 0], num_splits=splits) == [together[2], together[0]]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("splits", [None, 3])
+def test_a_second_run_gives_the_same_bits(device: str, splits: int | None) -> None:
+    case = Case("again", "", LENGTHS, dtype="bfloat16")
+    runs = [outputs(case, device, [0, 1, 2, 3, 4], num_splits=splits) for _ in range(3)]
+    assert runs[0] == runs[1] == runs[2]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kv_dtype", [None, "int8", "int4"])
+@pytest.mark.parametrize("keywords", [{}, {"num_splits": 3}, {"window_size": 50}], ids=["plain", "splits", "window"])
+def test_what_lies_past_the_end_changes_nothing(
+    keywords: dict[str, Any], kv_dtype: str | None, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN, infinities, large and small numbers, as rows, codes and parameters."""
+    case = Case("past", "", LENGTHS, kv_dtype=kv_dtype)
+    found = []
+    for byte in (0xFF, 0x7C, 0x7B, 0x00):
+        monkeypatch.setattr(world, "NAN_BYTE", byte)
+        found.append(outputs(case, device, [0, 1, 2, 3, 4], **keywords))
+    assert found[0] == found[1] == found[2] == found[3]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_fork_reads_what_its_source_wrote(device: str) -> None:
+    rng = np.random.default_rng(0)
+    where = pa.devices.get(device)
+    cache = pa.KVCache(40, num_kv_heads=2, head_dim=64, block_len=16, num_layers=2, device=device)
+
+    def write(sequence: int, count: int) -> None:
+        batch = cache.extend([sequence], [count])
+        for layer in (0, 1):
+            k, v = rng.standard_normal((2, count, 2, 64)).astype(np.float16)
+            pa.append(where.asarray(k), where.asarray(v), cache, batch, layer=layer)
+
+    def read(sequence: int) -> list[np.ndarray]:
+        return [where.to_host(x) for layer in (0, 1) for x in pa.gather(cache, cache.batch([sequence]), layer=layer)]
+
+    first = cache.new_sequence()
+    write(first, 37)
+    before = read(first)
+    second = cache.fork(first)
+    write(second, 30)
+    write(first, 3)
+    for old, new, other in zip(before, read(first), read(second), strict=True):
+        np.testing.assert_array_equal(new[:37], old)
+        np.testing.assert_array_equal(other[:37], old)
+    # truncated into a shared block: the next token goes to a copy
+    held = read(first)
+    cache.truncate(second, 20)
+    write(second, 1)
+    for old, new, other in zip(held, read(first), read(second), strict=True):
+        np.testing.assert_array_equal(new, old)
+        np.testing.assert_array_equal(other[:20], old[:20])

@@ -1,0 +1,65 @@
+"""Every shipped kernel compiles for every target, and takes no more than the target grants. Each is compiled once a run."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pagedattn import arch, build, nvrtc
+from pagedattn.errors import UnsupportedError
+from pagedattn.kernel import Kernel
+from pagedattn.spec import STATIC_SHARED_BYTES, KernelSpec, shipped
+from pagedattn.store import Store
+
+TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+try:
+    HERE = [t for t in TARGETS if arch.parse(t) in nvrtc.archs()]
+except UnsupportedError:  # no compiler: the tests are skipped, target by target
+    HERE = []
+# CUDA C++ Programming Guide, technical specifications per compute capability.
+# A multiprocessor has four partitions, to which warps are dealt out.
+PARTITION_REGISTERS, THREAD_REGISTERS = 16384, 255
+REGISTER_UNIT = 8  # a thread's registers are granted in eights
+PREFILL_STACK_BYTES = 64  # a few values that a tile needs once; more would be traffic in the loop
+CTA_SYSTEM_BYTES = 1024  # of shared memory that the system keeps for each CTA
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_compiler_has_the_target(target: str) -> None:
+    if target not in HERE:
+        pytest.skip(f"NVRTC {'.'.join(map(str, nvrtc.version()))} lacks {target}: none of its kernels were compiled")
+
+
+@pytest.mark.parametrize("spec", shipped(HERE), ids=lambda s: s.name)
+def test_compiles_within_the_budget(spec: KernelSpec) -> None:
+    kernel = build.make(spec, Store())
+    _check_entry_point(kernel)
+    _check_registers(kernel)
+    _check_shared_memory(kernel)
+    assert "warning" not in kernel.log
+
+
+def _check_entry_point(kernel: Kernel) -> None:
+    assert re.findall(r"\.entry (\w+)\(", kernel.ptx) == [kernel.spec.name]
+    assert f"\0.text.{kernel.spec.name}\0".encode() in kernel.cubin
+    assert f".target {kernel.spec.arch}" in kernel.ptx
+
+
+def _check_registers(kernel: Kernel) -> None:
+    spec = kernel.spec
+    per_thread = -(-kernel.registers // REGISTER_UNIT) * REGISTER_UNIT
+    assert 0 < kernel.registers <= THREAD_REGISTERS
+    warps = -(-(spec.min_ctas or 1) * (spec.warps or 0) // 4)
+    assert warps * 32 * per_thread <= PARTITION_REGISTERS
+    if spec.op == "prefill":
+        assert kernel.stack_bytes <= PREFILL_STACK_BYTES
+    else:
+        assert (kernel.spill_bytes, kernel.stack_bytes) == (0, 0)
+
+
+def _check_shared_memory(kernel: Kernel) -> None:
+    target = arch.parse(kernel.spec.arch)
+    assert kernel.static_shared_bytes <= STATIC_SHARED_BYTES
+    assert kernel.shared_bytes <= target.cta_shared_bytes
+    assert (kernel.spec.min_ctas or 1) * (kernel.shared_bytes + CTA_SYSTEM_BYTES) <= target.sm_shared_bytes

@@ -1,0 +1,123 @@
+"""The table of attention cases on the interpreter: the kernels that a GPU runs, every shipped spec, on shapes small enough for a laptop."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import pagedattn as pa
+from pagedattn import reference, spec
+from pagedattn.devices.interpreter import InterpreterDevice
+from tests.attention import test_attention
+from tests.attention.cases import CASES, Case, Lengths
+
+DECODE: Lengths = ((1, 1), (1, 16), (1, 17), (1, 150), (0, 5), (1, 65))
+PREFILL: Lengths = ((2, 2), (16, 17), (65, 130), (33, 64))
+BOTH: Lengths = (*DECODE, *PREFILL)
+# Rows of the table that are about something else than the kernel that runs; they stay small.
+OPTIONS = (
+    "full",
+    "full-window7",
+    "softcap1",
+    "sinks",
+    "sinks-window1",
+    "scale",
+    "mixed-d96-block16",
+    "mixed-d192-block16",
+    "mixed-no-lse",
+    "one-token",
+    "no-queries",
+    "empty",
+    "layers",
+    "out-given",
+    "out-strided",
+    "fused",
+    "append-fused",
+    "decode-group3",
+    "prefill-group3",
+    "decode-group20",
+    "decode-group20-d192",
+    "splits-fixed256",
+    "splits-64",
+    "splits-window",
+    "decode-ramp60",
+    "decode-ramp-60",
+    "decode-ramp-splits",
+)
+
+
+def specs() -> list[Case]:
+    """A case for every decode and prefill kernel of the shipped set; the new rows are appended by the kernel for that."""
+    cases = []
+    for dtype in ("float16", "bfloat16"):
+        for dim in (64, 96, 128, 192, 256):
+            name, why = f"d{dim}-{dtype}", "every shipped spec"
+            common = {"head_dim": dim, "dtype": dtype, "block_len": 16, "num_kv_heads": 1, "append": True}
+            for heads, pack in ((4, 8), (11, 16)):
+                cases.append(Case(f"flat-h{pack}-{name}", why, DECODE, num_heads=heads, **common))
+                cases.append(Case(f"cut-h{pack}-{name}", why, DECODE, num_heads=heads, keywords={"num_splits": 3}, **common))
+            cases.append(Case(f"prefill-{name}", why, PREFILL, num_heads=2, **common))
+    return cases
+
+
+@pytest.mark.parametrize("case", specs(), ids=lambda case: case.id)
+def test_spec(case: Case) -> None:
+    test_attention.test_case(case, "interpreter")
+
+
+# sm_86 has smaller tiles throughout; sm_90 has those of sm_80 nearly everywhere.
+OTHER_TARGETS = [(c, t) for c in specs() if c.dtype == "float16" for t in ("sm_86", "sm_90") if t == "sm_86" or c.head_dim == 128]
+
+
+@pytest.mark.parametrize(("case", "target"), OTHER_TARGETS, ids=lambda x: getattr(x, "id", x))
+def test_target(case: Case, target: str) -> None:
+    test_attention.test_case(case, f"interpreter:{target}")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.id in OPTIONS], ids=lambda case: case.id)
+def test_options(case: Case) -> None:
+    lengths = tuple((min(q, 40), min(k, 40 if q > 40 else 400)) for q, k in case.lengths)
+    test_attention.test_case(dataclasses.replace(case, lengths=lengths), "interpreter")
+
+
+def test_options_are_rows_of_the_table() -> None:
+    assert set(OPTIONS) - {c.id for c in CASES} == set()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
+def test_gather(dim: int, dtype: str) -> None:
+    cache = pa.KVCache(9, num_kv_heads=2, head_dim=dim, block_len=16, dtype=dtype, device="interpreter")
+    rows = np.random.default_rng(0).integers(0, 2**16, (2, 60, 2, dim), np.uint16).view(pa.dtypes.of(dtype).numpy)
+    batch = cache.extend([cache.new_sequence() for _ in range(3)], [20, 1, 39])
+    pa.append(rows[0], rows[1], cache, batch)
+    for found, wanted in zip(pa.gather(cache, batch), rows, strict=True):
+        np.testing.assert_array_equal(found.view(np.uint16), wanted.view(np.uint16))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
+def test_merge(dim: int, dtype: str) -> None:
+    device = InterpreterDevice()
+    rng = np.random.default_rng(dim)
+    kind = pa.dtypes.of(dtype).numpy
+    outs = [device.asarray(rng.standard_normal((5, 3, dim)).astype(kind)) for _ in range(3)]
+    lses = [device.asarray(rng.standard_normal((5, 3)).astype(np.float32)) for _ in range(3)]
+    lses[0][2] = -np.inf
+    out, lse = device.empty((5, 3, dim), kind), device.empty((5, 3), np.float32)
+    device.merge(outs, lses, out, lse)
+    expected, expected_lse = reference.merge(outs, lses)
+    np.testing.assert_allclose(out.astype(np.float64), expected, rtol=2.0 ** -(10 if dtype == "float16" else 7), atol=2e-5)
+    np.testing.assert_allclose(lse, expected_lse, rtol=1e-6, atol=1e-5)
+
+
+def test_every_shipped_spec_is_run() -> None:
+    """What the tests above name is what dispatch would take, for each of the shipped kernels."""
+    decode = {(c.dtype, c.head_dim, c.id.split("-")[0], c.id.split("-")[1]) for c in specs()}
+    for s in spec.shipped(["sm_80"]):
+        if s.op == "decode":
+            assert (s.dtype, s.head_dim, s.splits, f"h{s.heads}") in decode
+        elif s.op == "prefill":
+            assert any(c.id == f"prefill-d{s.head_dim}-{s.dtype}" for c in specs())

@@ -1,0 +1,92 @@
+"""What the kernels move, counted: figures that hold on any machine, and gates that a change of a kernel must pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import pagedattn as pa
+from pagedattn import ptx
+from pagedattn.devices.interpreter import InterpreterDevice
+from pagedattn.ptx.micro import text
+
+LENGTHS = (160, 32, 96)
+DIMS = (64, 96, 128, 192, 256)
+
+
+def counted(op: str, head_dim: int, heads: int = 4, splits: int | None = None, dtype: str = "float16") -> ptx.Counts:
+    """The counts of one launch over three sequences whose lengths fill tiles."""
+    device = InterpreterDevice()
+    cache = pa.KVCache(32, num_kv_heads=2, head_dim=head_dim, block_len=16, dtype=dtype, device=device)
+    cache.pool[:] = 0
+    sequences = [cache.new_sequence() for _ in LENGTHS]
+    batch = cache.extend(sequences, list(LENGTHS))
+    if op == "decode":
+        batch = cache.batch(sequences)
+    q = device.zeros((batch.num_tokens, 2 * heads, head_dim), cache.layout.dtype if dtype == "float16" else pa.dtypes.of(dtype).numpy)
+    device.counting = True
+    pa.paged_attention(q, cache, batch, num_splits=splits)
+    (counts,) = device.launches
+    return counts
+
+
+@pytest.mark.parametrize("splits", [None, 2])
+@pytest.mark.parametrize("heads", [4, 16])
+@pytest.mark.parametrize("head_dim", DIMS)
+def test_decode_reads_k_and_v_of_a_group_once(head_dim: int, heads: int, splits: int | None) -> None:
+    counts = counted("decode", head_dim, heads, splits)
+    needed = sum(LENGTHS) * 2 * 2 * head_dim * 2  # KV heads, K and V, bytes
+    moved = counts.bytes_of("pool").moved_bytes
+    assert needed <= moved <= 1.03 * needed
+    assert {width for name, _, width in counts.global_traffic if name == "pool"} == {16}
+
+
+@pytest.mark.parametrize("head_dim", DIMS)
+@pytest.mark.parametrize("op", ["decode", "prefill"])
+def test_no_bank_conflicts_on_the_paths_of_k_and_v(op: str, head_dim: int) -> None:
+    counts = counted(op, head_dim)
+    sites = [
+        s for s in counts.shared_sites.values() if s.instruction.startswith(("ldmatrix", "cp.async")) or (op == "decode" and _reads_kv(s))
+    ]
+    assert sites
+    assert {str(s.lines[0]): s.conflicts for s in sites if s.conflicts} == {}
+    assert {width for name, _, width in counts.global_traffic if name == "pool"} == {16}
+
+
+def _reads_kv(site: ptx.counts.Site) -> bool:
+    """A read of decode's ring, in its arithmetic."""
+    return site.instruction.startswith("ld.shared.v") and any(line.file == "kernels/decode/impl_sm80.cuh" for line in site.lines)
+
+
+def test_the_table_says_what_was_counted() -> None:
+    counts = counted("prefill", 64)
+    shown, table = str(counts), counts._repr_html_()
+    for word in ("pool", "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16", "tensor", "CTA barriers", "kernels/ptx/ldmatrix.cuh:"):
+        assert word in shown
+        assert word in table
+    assert counts.instructions["tensor"] > 0
+    assert counts.barriers >= counts.ctas
+    assert counts.thread_instructions > 32 * sum(counts.instructions.values()) / 2
+
+
+def test_sectors_and_banks_of_known_patterns() -> None:
+    """One warp: 4-byte reads 8 bytes apart move twice what they use; 4-byte writes 8 bytes apart take two passes, 128 bytes apart 32."""
+    body = """mov.u32 %tmp0, room;
+    mad.lo.u32 %tmp1, %lane, 8, %tmp0; st.shared.u32 [%tmp1], %lane;
+    mad.lo.u32 %tmp1, %lane, 128, %tmp0; st.shared.u32 [%tmp1], %lane;
+    mad.lo.u32 %tmp1, %lane, 16, %tmp0; st.shared.v4.u32 [%tmp1+8192], {%lane, %lane, %lane, %lane};
+    ld.param.u64 %base, [in0_p]; mul.wide.u32 %at, %lane, 8; add.s64 %at, %base, %at; ld.global.u32 %tmp2, [%at];"""
+    source = text(
+        body.replace(
+            "st.shared.u32 [%tmp1], %lane;\n    mad.lo.u32 %tmp1, %lane, 16",
+            "st.shared.u32 [%tmp1+16384], %lane;\n    mad.lo.u32 %tmp1, %lane, 16",
+        ),
+        ["b32"],
+        [],
+        shared=32768,
+    )
+    counts = ptx.run(source, 1, 32, [np.zeros(64, np.uint32)], counts=True)
+    assert [s.passes for s in sorted(counts.shared_sites.values(), key=lambda s: s.ptx_line)] == [2, 32, 4]
+    assert [s.conflicts for s in sorted(counts.shared_sites.values(), key=lambda s: s.ptx_line)] == [1, 31, 0]
+    traffic = counts.bytes_of("in0_p")
+    assert (traffic.requests, traffic.useful_bytes, traffic.moved_bytes) == (2, 256, 128 + 256)

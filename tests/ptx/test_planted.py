@@ -1,0 +1,258 @@
+"""Faults planted in copies of real kernels: the interpreter finds each, and names the line."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import pagedattn as pa
+from pagedattn import nvrtc, ptx, render
+from pagedattn.devices.interpreter import InterpreterDevice
+from pagedattn.spec import KernelSpec
+
+SOURCE, EPILOGUE, MAINLOOP = "prefill/source_sm80.cuh", "prefill/epilogue.cuh", "prefill/mainloop_sm80.cuh"
+GMEM, DECODE, FLAT, SWIZZLE = "iterator/gmem_sm80.cuh", "decode/mainloop_sm80.cuh", "decode/merge_flat.cuh", "smem/swizzle.cuh"
+KERNEL = "kernel.cu"
+
+
+class Plant(NamedTuple):
+    """A change of one file of a kernel's source, and what must be said about it: `line` stands in the file `at`."""
+
+    id: str
+    op: str
+    file: str
+    old: str
+    new: str
+    kind: str
+    at: str
+    line: str
+
+
+NEXT = "        slot_ = kSlotBytes - slot_;\n        if (more) {\n            Prefetch(slot_, len);\n        }\n"
+PLANTS = (
+    Plant(
+        "dropped barrier",
+        "prefill",
+        SOURCE,
+        "        __syncthreads();\n        slot_",
+        "        slot_",
+        "race",
+        MAINLOOP,
+        "Impl::ComputeQK(",
+    ),
+    Plant(
+        "dropped wait",
+        "prefill",
+        SOURCE,
+        "        cp_async_wait_group<0>();\n        __sync",
+        "        __sync",
+        "pending copy",
+        MAINLOOP,
+        "Impl::ComputeQK(",
+    ),
+    Plant(
+        "copy before the barrier",
+        "prefill",
+        SOURCE,
+        f"        __syncthreads();\n{NEXT}",
+        f"{NEXT}        __syncthreads();\n",
+        "race",
+        SOURCE,
+        "Prefetch(slot_, len)",
+    ),
+    Plant(
+        "one row too far",
+        "prefill",
+        EPILOGUE,
+        "(T*)p.out + token * p",
+        "(T*)p.out + (token + 1) * p",
+        "out of bounds",
+        EPILOGUE,
+        "(token + 1) * p",
+    ),
+    Plant(
+        "off by half a chunk",
+        "prefill",
+        GMEM,
+        "max_s - 1)) + chunk_ * kChunkBytes;",
+        "max_s - 1)) + chunk_ * kChunkBytes + 8;",
+        "misaligned",
+        SOURCE,
+        "gmem_k_.Prefetch(",
+    ),
+    Plant(
+        "rows of another warp",
+        "prefill",
+        EPILOGUE,
+        "row = warp_row + i * Impl::kSlabRows + h",
+        "row = i * Impl::kSlabRows + h",
+        "race",
+        EPILOGUE,
+        "smem_q + SmemLayout::offset(row, j)",
+    ),
+    Plant(
+        "query not loaded",
+        "prefill",
+        KERNEL,
+        "prefetch_query<T, kHeadDim",
+        "if (p.head_packs > 99) prefetch_query<T, kHeadDim",
+        "unwritten",
+        MAINLOOP,
+        "Impl::ComputeQK(",
+    ),
+    Plant(
+        "half a shuffle",
+        "prefill",
+        EPILOGUE,
+        "l += __shfl_xor_sync(kFullWarp, l, 1)",
+        "if (lane < 16) l += __shfl_xor_sync(kFullWarp, l, 1)",
+        "missing lanes",
+        EPILOGUE,
+        "if (lane < 16)",
+    ),
+    Plant(
+        "half a barrier",
+        "prefill",
+        EPILOGUE,
+        "    __syncwarp();  // this warp's readers",
+        "    if (warp == 0) __syncthreads();\n    __syncwarp();  //",
+        "barrier divergence",
+        EPILOGUE,
+        "if (warp == 0)",
+    ),
+    Plant(
+        "endless loop",
+        "prefill",
+        KERNEL,
+        "    store_output(p, ",
+        "    while (p.head_packs < 99) __syncwarp();\n    store_output(p, ",
+        "step limit",
+        KERNEL,
+        "while (p.head_packs",
+    ),
+    Plant(
+        "dropped warp barrier",
+        "decode",
+        DECODE,
+        "            __syncwarp();\n            prefetch(",
+        "            prefetch(",
+        "race",
+        DECODE,
+        "Impl::ComputeQK(",
+    ),
+    Plant(
+        "decode without waiting",
+        "decode",
+        DECODE,
+        "            cp_async_wait_group<kStages - 2>();\n",
+        "",
+        "pending copy",
+        DECODE,
+        "Impl::ComputeQK(",
+    ),
+    Plant(
+        "ring reused too early",
+        "decode",
+        DECODE,
+        "                __syncwarp();  // the ring",
+        "                // the ring",
+        "race",
+        KERNEL,
+        "StorePiece(",
+    ),
+    Plant(
+        "pieces merged too early",
+        "decode",
+        KERNEL,
+        "    __syncthreads();\n    merge.MergeCta",
+        "    merge.MergeCta",
+        "race",
+        KERNEL,
+        "merge.MergeCta",
+    ),
+)
+
+
+class Planted(InterpreterDevice):
+    """Runs a changed kernel in place of the shipped one."""
+
+    def __init__(self, plant: Plant | None) -> None:
+        super().__init__("sm_80")
+        self.plant = plant
+        self.source = ""
+
+    def program(self, spec: KernelSpec) -> ptx.Code:
+        plant = self.plant
+        if plant is None or spec.op != plant.op:
+            return super().program(spec)
+        source, headers = render.render(spec), dict(render.headers())
+        text = source if plant.file == KERNEL else headers[plant.file].decode()
+        assert text.count(plant.old) == 1, f"{plant.file} must hold once what {plant.id!r} changes"
+        text = text.replace(plant.old, plant.new)
+        if plant.file == KERNEL:
+            source = text
+        else:
+            headers[plant.file] = text.encode()
+        self.source = source if plant.at == KERNEL else headers[plant.at].decode()
+        return ptx.Code(nvrtc.compile(source, spec.name, spec.arch, headers).ptx.decode())
+
+
+def attend(device: InterpreterDevice, op: str, tokens: int = 200, head_dim: int = 128) -> None:
+    """One sequence of several tiles, prefill or decode."""
+    rng = np.random.default_rng(0)
+    cache = pa.KVCache(16, num_kv_heads=1, head_dim=head_dim, block_len=16, device=device)
+    cache.pool[:] = 0
+    sequence = cache.new_sequence()
+    batch = cache.extend([sequence], [tokens])
+    if op == "decode":
+        batch = cache.batch([sequence])
+    q: Any = device.asarray(rng.standard_normal((batch.num_tokens, 4, head_dim)).astype(np.float16))
+    pa.paged_attention(q, cache, batch)
+
+
+@pytest.mark.parametrize("op", ["prefill", "decode"])
+def test_the_kernels_as_they_are_have_no_fault(op: str) -> None:
+    attend(Planted(None), op)
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda p: p.id)
+def test_planted(plant: Plant) -> None:
+    device = Planted(plant)
+    device.max_steps = 60_000
+    with pytest.raises(pa.DeviceFault) as caught:
+        attend(device, plant.op)
+    fault = caught.value.__cause__
+    assert isinstance(fault, ptx.Fault)
+    assert fault.kind == plant.kind, fault
+    name = f"kernels/{plant.at}"
+    lines = [line.line for line in fault.lines if line.file == name or (plant.at == KERNEL and line.file.endswith(".cu"))]
+    text = device.source.splitlines()
+    assert any(plant.line in text[line - 1] for line in lines), f"{fault}\n{[text[line - 1] for line in lines]}"
+    assert fault.cta >= 0
+    assert fault.lanes
+    assert fault.instruction in str(fault)
+
+
+def test_a_wrong_swizzle_is_seen_in_the_banks() -> None:
+    plant = Plant(
+        "no swizzle", "prefill", SWIZZLE, "const int flip = kWholeLines ? row & 7 : (row >> 1) & 3;", "const int flip = 0;", "", SWIZZLE, ""
+    )
+    counts = []
+    for device in (Planted(None), Planted(plant)):
+        device.counting = True
+        attend(device, "prefill")
+        counts.append(device.launches[-1])
+    assert counts[0].conflicts("ldmatrix") == 0
+    assert counts[1].conflicts("ldmatrix") > 0
+    assert counts[1].conflicts("cp.async") == 0
+    worst = max(counts[1].shared_sites.values(), key=lambda s: s.conflicts)
+    assert any(line.file == "kernels/ptx/ldmatrix.cuh" for line in worst.lines)
+
+
+def test_a_target_below_the_instructions() -> None:
+    source = pa.compile(KernelSpec(op="prefill", arch="sm_80")).ptx.replace(".target sm_80", ".target sm_75")
+    with pytest.raises(ptx.Fault, match=r"target: cp\.async\.\S+ needs sm_80; the target is sm_75") as caught:
+        ptx.Code(source)
+    assert caught.value.lines[0].file == "kernels/ptx/cp_async.cuh"

@@ -1,0 +1,46 @@
+"""Kernel: what is read from ptxas's report, and how it shows itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from pagedattn.kernel import Kernel, Usage, usage
+from pagedattn.spec import KernelSpec
+
+ONE = """ptxas info    : 81 bytes gmem, 168 bytes cmem[4]
+ptxas info    : Compiling entry function 'decode' for 'sm_80'
+ptxas info    : Function properties for decode
+ptxas         .     16 bytes stack frame, 12 bytes spill stores, 20 bytes spill loads
+ptxas info    : Used 168 registers, used 1 barriers, 256 bytes smem, 448 bytes cmem[0], 32 bytes cmem[2]"""
+CALLEE = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'f' for 'sm_90'
+ptxas info    : Function properties for f
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, used 0 barriers
+ptxas info    : Function properties for _Z3barf
+ptxas         .     8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads"""
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        pytest.param(ONE, Usage(168, 32, 16, 256), id="one function"),
+        pytest.param(CALLEE, Usage(8, 8, 8, 0), id="a function that was not inlined spills"),
+        pytest.param("", Usage(0, 0, 0, 0), id="no report"),
+    ],
+)
+def test_usage(log: str, expected: Usage) -> None:
+    assert usage(log) == expected
+
+
+def test_kernel() -> None:
+    spec = KernelSpec(op="decode")
+    kernel = Kernel(spec, "int a;\n", b"\x7fELF", "// <ptx>\n", ONE, 0.25, "store")
+    assert (kernel.name, kernel.registers, kernel.spill_bytes, kernel.stack_bytes) == (spec.name, 168, 32, 16)
+    assert kernel.shared_bytes == 256 + spec.shared_bytes
+    assert (
+        repr(kernel) == f"<Kernel {spec.name}: 168 registers, 32 bytes spilled, {kernel.shared_bytes} bytes shared, 4 bytes of code, store>"
+    )
+    shown = kernel._repr_html_()
+    assert f"<code>{spec.name}</code>" in shown
+    assert "0.25 s (store)" in shown
