@@ -161,8 +161,6 @@ def instructions() -> list[Micro]:
         ("rsqrt", positive),
         ("sqrt", positive),
         ("tanh", near),
-        ("sin", near),
-        ("cos", near),
     ):
         flush = ".ftz" if name != "tanh" else ""
         bound = ulps(floats.ULPS.get(name, 0) + 1, floats.ABSOLUTE.get(name, 0.0))

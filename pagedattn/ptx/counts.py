@@ -25,7 +25,7 @@ CLASSES = {
     "shared": (),
     "warp": ("shfl", "vote", "redux", "match", "activemask"),
     "barrier": ("bar", "barrier", "membar", "fence"),
-    "special": ("ex2", "lg2", "rcp", "rsqrt", "sqrt", "sin", "cos", "tanh", "div"),
+    "special": ("ex2", "lg2", "rcp", "rsqrt", "sqrt", "tanh", "div"),
     "control": ("bra", "ret", "exit", "trap"),
     "convert": ("cvt", "cvta"),
     "float": (),

@@ -126,7 +126,7 @@ def _unary(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
             return c.put(o[0], f"{text}.view(u4)" if wide else text, "u4" if wide else "u2")
         return _sixteen(c, op, o, mods)
     kind = TYPES[t]
-    if kind == "f4" and name in ("ex2", "lg2", "rcp", "rsqrt", "sqrt", "sin", "cos", "tanh") and "approx" in mods:
+    if kind == "f4" and name in ("ex2", "lg2", "rcp", "rsqrt", "sqrt", "tanh") and "approx" in mods:
         return c.put(o[0], f"approximate({name!r}, {c.use(o[1], kind)}, {'ftz' in mods})", kind)
     if kind[0] == "f" and name in ("rcp", "sqrt") and "rn" in mods:
         x = c.use(o[1], kind)
@@ -312,9 +312,7 @@ RULES: dict[str, _Rule] = {
     **dict.fromkeys(("add", "sub", "mul"), _add),
     **dict.fromkeys(("min", "max"), _min),
     **dict.fromkeys(("div", "rem"), _divide),
-    **dict.fromkeys(
-        ("neg", "abs", "not", "popc", "clz", "brev", "bfind", "ex2", "lg2", "rcp", "rsqrt", "sqrt", "sin", "cos", "tanh"), _unary
-    ),
+    **dict.fromkeys(("neg", "abs", "not", "popc", "clz", "brev", "bfind", "ex2", "lg2", "rcp", "rsqrt", "sqrt", "tanh"), _unary),
     **dict.fromkeys(("and", "or", "xor"), _logic),
     **dict.fromkeys(("shl", "shr"), _shift),
     **dict.fromkeys(("bfe", "bfi", "prmt", "lop3", "shf"), _bits),

@@ -85,7 +85,9 @@ def test_sectors_and_banks_of_known_patterns() -> None:
         [],
         shared=32768,
     )
-    counts = ptx.run(source, 1, 32, [np.zeros(64, np.uint32)], counts=True)
+    room = np.zeros(64 + 16, np.uint32)
+    first = -room.ctypes.data % 64 // 4  # 64 values that begin with a sector
+    counts = ptx.run(source, 1, 32, [room[first : first + 64]], counts=True)
     assert [s.passes for s in sorted(counts.shared_sites.values(), key=lambda s: s.ptx_line)] == [2, 32, 4]
     assert [s.conflicts for s in sorted(counts.shared_sites.values(), key=lambda s: s.ptx_line)] == [1, 31, 0]
     traffic = counts.bytes_of("in0_p")
