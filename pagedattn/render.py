@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 import traceback
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagedattn import params, resources
+from pagedattn import env, params, resources
 from pagedattn.errors import RenderError
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import BytecodeCache, Environment
 
     from pagedattn.spec import KernelSpec
 
@@ -79,7 +80,26 @@ def _environment() -> Environment:
         autoescape=False,  # the output is CUDA, not HTML
         keep_trailing_newline=True,
         auto_reload=False,
+        bytecode_cache=_parsed_templates(),
     )
+
+
+def _parsed_templates() -> BytecodeCache | None:
+    """Parsed templates, kept beside the kernels: parsing is most of what finding a kernel in the store would cost."""
+    from jinja2 import FileSystemBytecodeCache
+    from jinja2.bccache import Bucket
+
+    class Kept(FileSystemBytecodeCache):
+        def dump_bytecode(self, bucket: Bucket) -> None:
+            with suppress(OSError):  # a full or read-only disk costs time, nothing else
+                super().dump_bytecode(bucket)
+
+    folder = env.home() / "parsed"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return Kept(str(folder))
 
 
 def _explained(error: Exception, spec: KernelSpec, context: dict[str, Any]) -> RenderError:

@@ -211,7 +211,7 @@ class Store:
                 if _NAME.fullmatch(path.name):
                     self._discard(path)
                     count += 1
-                elif path.name.startswith(_TEMPORARY) or path.name == "failed":
+                elif path.name.startswith(_TEMPORARY) or path.name in ("failed", "parsed"):
                     shutil.rmtree(path)
         except OSError as error:
             raise UnsupportedError(f"the store at {self.path} must be writable to be cleared; got {error}. Remove it by hand.") from error

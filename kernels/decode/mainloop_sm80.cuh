@@ -89,6 +89,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages> {
                 }
                 cp_async_commit_group();
             };
+#pragma unroll 1
         for (int i = 0; i < kStages - 1; ++i) {
             prefetch(i);
         }
