@@ -1,0 +1,42 @@
+"""The README's tables from a result of `python -m benchmarks --json FILE`: python -m benchmarks.tables FILE"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+VARIANTS = {
+    "d128 b64 float16": "16 bits, head_dim 128",
+    "d128 b64 bfloat16": "bfloat16",
+    "d128 b16 float16": "16 bits, blocks of 16",
+    "d128 b64 float16 int8": "int8",
+    "d128 b64 float16 int4": "int4",
+    "d64 b64 float16": "16 bits, head_dim 64",
+    "d256 b64 float16": "16 bits, head_dim 256",
+}
+
+
+def decode_table(results: dict[str, Any]) -> str:
+    """Microseconds in a replayed graph, and the share of the read ceiling of the run."""
+    return _table("decode, us (share of the read ceiling)", results["decode"], lambda x: f"{x['graph_us']:.0f} ({x['share']:.2f})")
+
+
+def prefill_table(results: dict[str, Any]) -> str:
+    """Sustained TFLOP/s."""
+    return _table("prefill, TFLOP/s", results["prefill"], lambda x: f"{x['tflops']:.0f}")
+
+
+def _table(title: str, figures: list[dict[str, Any]], cell: Any) -> str:
+    rows = list(dict.fromkeys(x["row"] for x in figures))
+    found = {(x["variant"], x["row"]): x for x in figures}
+    lines = [f"| {title} | {' | '.join(rows)} |", "|---" * (len(rows) + 1) + "|"]
+    for variant, name in VARIANTS.items():
+        lines.append(f"| {name} | {' | '.join(cell(found[variant, row]) for row in rows)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    loaded = json.loads(Path(sys.argv[1]).read_text())
+    print(decode_table(loaded), prefill_table(loaded), sep="\n\n")
