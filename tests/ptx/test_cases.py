@@ -15,7 +15,6 @@ from tests.attention.cases import CASES, Case, Lengths
 
 DECODE: Lengths = ((1, 1), (1, 16), (1, 17), (1, 150), (0, 5), (1, 65))
 PREFILL: Lengths = ((2, 2), (16, 17), (65, 130), (33, 64))
-BOTH: Lengths = (*DECODE, *PREFILL)
 # Rows of the table that are about something else than the kernel that runs; they stay small.
 OPTIONS = (
     "full",
@@ -52,13 +51,15 @@ def specs() -> list[Case]:
     """A case for every decode and prefill kernel of the shipped set; the new rows are appended by the kernel for that."""
     cases = []
     for dtype in ("float16", "bfloat16"):
-        for dim in (64, 96, 128, 192, 256):
-            name, why = f"d{dim}-{dtype}", "every shipped spec"
-            common = {"head_dim": dim, "dtype": dtype, "block_len": 16, "num_kv_heads": 1, "append": True}
-            for heads, pack in ((4, 8), (11, 16)):
-                cases.append(Case(f"flat-h{pack}-{name}", why, DECODE, num_heads=heads, **common))
-                cases.append(Case(f"cut-h{pack}-{name}", why, DECODE, num_heads=heads, keywords={"num_splits": 3}, **common))
-            cases.append(Case(f"prefill-{name}", why, PREFILL, num_heads=2, **common))
+        for kv_dtype in spec.KV_DTYPES:
+            for dim in (64, 96, 128, 192, 256):
+                name, why = f"d{dim}-{dtype}{'-' + kv_dtype if kv_dtype else ''}", "every shipped spec"
+                common = {"head_dim": dim, "dtype": dtype, "kv_dtype": kv_dtype, "block_len": 16, "num_kv_heads": 1, "append": True}
+                for pack in spec.decode_heads(dim, kv_dtype or dtype):
+                    heads = {8: 4, 16: 11}[pack]
+                    cases.append(Case(f"flat-h{pack}-{name}", why, DECODE, num_heads=heads, **common))
+                    cases.append(Case(f"cut-h{pack}-{name}", why, DECODE, num_heads=heads, keywords={"num_splits": 3}, **common))
+                cases.append(Case(f"prefill-{name}", why, PREFILL, num_heads=2, **common))
     return cases
 
 
@@ -68,7 +69,7 @@ def test_spec(case: Case) -> None:
 
 
 # sm_86 has smaller tiles throughout; sm_90 has those of sm_80 nearly everywhere.
-OTHER_TARGETS = [(c, t) for c in specs() if c.dtype == "float16" for t in ("sm_86", "sm_90") if t == "sm_86" or c.head_dim == 128]
+OTHER_TARGETS = [(c, t) for c in specs() if c.dtype == "float16" for t in ("sm_86", "sm_90") if c.head_dim == 128 or (t == "sm_86" and not c.kv_dtype)]
 
 
 @pytest.mark.parametrize(("case", "target"), OTHER_TARGETS, ids=lambda x: getattr(x, "id", x))
@@ -115,9 +116,10 @@ def test_merge(dim: int, dtype: str) -> None:
 
 def test_every_shipped_spec_is_run() -> None:
     """What the tests above name is what dispatch would take, for each of the shipped kernels."""
-    decode = {(c.dtype, c.head_dim, c.id.split("-")[0], c.id.split("-")[1]) for c in specs()}
+    ids = {c.id for c in specs()}
     for s in spec.shipped(["sm_80"]):
+        name = f"d{s.head_dim}-{s.dtype}{'-' + str(s.kv_dtype) if s.quantised else ''}"
         if s.op == "decode":
-            assert (s.dtype, s.head_dim, s.splits, f"h{s.heads}") in decode
+            assert f"{s.splits}-h{s.heads}-{name}" in ids
         elif s.op == "prefill":
-            assert any(c.id == f"prefill-d{s.head_dim}-{s.dtype}" for c in specs())
+            assert f"prefill-{name}" in ids
