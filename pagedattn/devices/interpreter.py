@@ -62,6 +62,8 @@ class InterpreterDevice(Device):
         Instructions that a launch may issue before it counts as an infinite loop.
     launches : list of Counts
         What the last call's launches did, in order.
+    history : list of Counts, optional
+        Where every launch is noted as well, until it is set to None again.
     """
 
     def __init__(self, target: str = "sm_80") -> None:
@@ -73,6 +75,7 @@ class InterpreterDevice(Device):
         self.counting = False
         self.max_steps = MAX_STEPS
         self.launches: list[Counts] = []
+        self.history: list[Counts] | None = None
         self._workspace: tuple[Array, Array] | None = None
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
@@ -154,6 +157,8 @@ class InterpreterDevice(Device):
         except ptx.Fault as fault:
             raise DeviceFault(f"{spec.name}: {fault}") from fault
         self.launches.append(counts)
+        if self.history is not None:
+            self.history.append(counts)
 
     def program(self, spec: KernelSpec) -> Code:
         """What runs for a spec."""

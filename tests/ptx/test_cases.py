@@ -69,7 +69,9 @@ def test_spec(case: Case) -> None:
 
 
 # sm_86 has smaller tiles throughout; sm_90 has those of sm_80 nearly everywhere.
-OTHER_TARGETS = [(c, t) for c in specs() if c.dtype == "float16" for t in ("sm_86", "sm_90") if c.head_dim == 128 or (t == "sm_86" and not c.kv_dtype)]
+OTHER_TARGETS = [
+    (c, t) for c in specs() if c.dtype == "float16" for t in ("sm_86", "sm_90") if c.head_dim == 128 or (t == "sm_86" and not c.kv_dtype)
+]
 
 
 @pytest.mark.parametrize(("case", "target"), OTHER_TARGETS, ids=lambda x: getattr(x, "id", x))

@@ -31,7 +31,7 @@ ROWS = (
     ("devices",),
     ("allocator", "sequences", "arrays", "batch", "convert", "cache"),
     ("ops",),
-    ("explain", "precompile", "show"),
+    ("explain", "precompile", "show", "testing"),
     ("pagedattn",),
     ("cli", "doctor", "demo", "__main__"),
 )

@@ -1,0 +1,108 @@
+"""For users' own checks: results against the float64 reference, and what the interpreter counts while a call runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pagedattn import ops, reference
+from pagedattn.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from pagedattn.batch import Batch
+    from pagedattn.cache import KVCache
+    from pagedattn.ptx.counts import Counts
+
+# Relative error of an output row in the Euclidean norm: a few roundings to T on the way.
+TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2}
+
+
+def assert_matches_reference(
+    out: Any, q: Any, cache: KVCache, batch: Batch, *, layer: int = 0, tolerance: float | None = None, **keywords: Any
+) -> float:
+    """Assert that `out` is the attention of `q` over what the cache holds, computed in float64 on the host.
+
+    Parameters
+    ----------
+    out, q : array (num_tokens, num_heads, head_dim)
+        What `paged_attention` gave, and its queries.
+    cache, batch, layer
+        As in the call, after it.
+    tolerance : float, optional
+        Largest relative error of a sequence's rows in the Euclidean norm; None: 2e-3 for float16, 1.6e-2 for bfloat16.
+    keywords
+        softmax_scale, causal, window_size, softcap, sinks, as in the call.
+
+    Returns
+    -------
+    float
+        The largest relative error.
+
+    Raises
+    ------
+    AssertionError
+        With the sequence, the error and the tolerance.
+
+    Examples
+    --------
+    >>> import numpy as np, pagedattn as pa
+    >>> from pagedattn.testing import assert_matches_reference
+    >>> cache = pa.KVCache(4, num_kv_heads=2, head_dim=64, block_len=16, kv_dtype="int8", device="cpu")
+    >>> batch = cache.extend([cache.new_sequence()], [20])
+    >>> q, k, v = np.random.default_rng(0).standard_normal((3, 20, 2, 64)).astype(np.float16)
+    >>> out = pa.paged_attention(q, cache, batch, k=k, v=v)
+    >>> assert_matches_reference(out, q, cache, batch) < 1e-3
+    True
+    """
+    device = cache.device
+    k, v = (device.to_host(x).astype(np.float64) for x in ops.gather(cache, batch, layer=layer))
+    found, queries = (np.asarray(device.to_host(device.asarray(x))).astype(np.float64) for x in (out, q))
+    if found.shape != queries.shape:
+        raise ArgumentError(f"`out` must have the shape of q, {queries.shape}; got {found.shape}.")
+    limit = TOLERANCE[cache.layout.dtype] if tolerance is None else tolerance
+    starts_q, starts_k = (np.concatenate([[0], np.cumsum(x)]) for x in (batch.seqlens_q, batch.seqlens_k))
+    worst = 0.0
+    for b in range(batch.batch_size):
+        rows, keys = slice(starts_q[b], starts_q[b + 1]), slice(starts_k[b], starts_k[b + 1])
+        expected = reference.attention(queries[rows], k[keys], v[keys], **keywords).out
+        error = float(np.linalg.norm(found[rows] - expected) / max(np.linalg.norm(expected), np.finfo(np.float32).tiny))
+        if not error <= limit:
+            raise AssertionError(f"sequence {b} differs from float64 attention by {error:.2e} of its norm; {limit:.2e} is granted")
+        worst = max(worst, error)
+    return worst
+
+
+@contextmanager
+def counting(cache: KVCache) -> Iterator[list[Counts]]:
+    """Count what the launches on an interpreter's cache do: a list with one Counts a launch, filled as calls are made.
+
+    Raises
+    ------
+    ArgumentError
+        The cache is on a device that counts nothing.
+
+    Examples
+    --------
+    >>> import numpy as np, pagedattn as pa
+    >>> from pagedattn.testing import counting
+    >>> cache = pa.KVCache(4, num_kv_heads=1, head_dim=64, block_len=16, device="interpreter")  # doctest: +SKIP
+    >>> batch = cache.extend([cache.new_sequence()], [20])  # doctest: +SKIP
+    >>> with counting(cache) as launches:  # doctest: +SKIP
+    ...     pa.append(k, v, cache, batch)
+    >>> print(launches[0])  # doctest: +SKIP
+    """
+    from pagedattn.devices.interpreter import InterpreterDevice
+
+    device = cache.device
+    if not isinstance(device, InterpreterDevice):
+        raise ArgumentError(f"`cache` must be on device 'interpreter', which counts; got {device.name}.")
+    seen: list[Counts] = []
+    before = device.counting, device.history
+    device.counting, device.history = True, seen
+    try:
+        yield seen
+    finally:
+        device.counting, device.history = before

@@ -1,0 +1,46 @@
+"""The helpers for users' own checks find what is wrong, and count."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import pagedattn as pa
+from pagedattn.testing import assert_matches_reference, counting
+
+
+def attended(device: str, **keywords: object) -> tuple[np.ndarray, np.ndarray, pa.KVCache, pa.Batch]:
+    cache = pa.KVCache(8, num_kv_heads=1, head_dim=64, block_len=16, device=device)
+    batch = cache.extend([cache.new_sequence(), cache.new_sequence()], [20, 5])
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((25, h, 64)).astype(np.float16) for h in (2, 1, 1))
+    return pa.paged_attention(q, cache, batch, k=k, v=v, **keywords), q, cache, batch
+
+
+def test_a_right_result_passes_and_a_wrong_one_is_named() -> None:
+    out, q, cache, batch = attended("cpu", window_size=7)
+    assert assert_matches_reference(out, q, cache, batch, window_size=7) < 1e-3
+    with pytest.raises(AssertionError, match="sequence 0 differs"):
+        assert_matches_reference(out, q, cache, batch)
+    out[21] *= 1.01
+    with pytest.raises(AssertionError, match="sequence 1 differs"):
+        assert_matches_reference(out, q, cache, batch, window_size=7)
+    with pytest.raises(pa.ArgumentError, match="shape of q"):
+        assert_matches_reference(out[1:], q, cache, batch)
+
+
+@pytest.mark.nvrtc
+def test_counting() -> None:
+    out, q, cache, batch = attended("interpreter")
+    with counting(cache) as launches:
+        pa.paged_attention(q, cache, batch)
+    assert len(launches) == 1
+    assert "pool" in str(launches[0])
+    pa.paged_attention(q, cache, batch)
+    assert len(launches) == 1, "counting has ended"
+    assert assert_matches_reference(out, q, cache, batch) < 1e-3
+
+
+def test_a_device_that_counts_nothing_is_refused() -> None:
+    with pytest.raises(pa.ArgumentError, match="'interpreter', which counts"), counting(attended("cpu")[2]):
+        pass
