@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pagedattn import dispatch
-from pagedattn.errors import PagedAttnError
+from pagedattn.errors import ArgumentError, PagedAttnError
 from pagedattn.layout import BlockLayout
 from pagedattn.ops import parse_splits
 from pagedattn.spec import KernelSpec
@@ -69,6 +69,10 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
     counts = f"{batch.num_decode} sequences with one query, {batch.num_prefill} with more"
     if device.arch is None:
         return Explanation(device.name, (Step(None, 0, f"device 'cpu' computes with NumPy: {counts}"),) if batch.num_tokens else ())
+    if q.shape[1] == 0 or q.shape[1] % layout.num_kv_heads:
+        raise ArgumentError(
+            f"`q.shape[1]`, the query heads, must be a multiple of the cache's {layout.num_kv_heads} KV heads; got {q.shape[1]}."
+        )
     group = q.shape[1] // layout.num_kv_heads
     splits = 0 if num_splits is None else parse_splits(num_splits, layout.quantised)
     steps = []

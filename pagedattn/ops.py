@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from pagedattn.cache import KVCache
 
 _LATER = "is not in this version; leave it None"
+_SMALLEST, _LARGEST = 1e-15, 1e15  # of softmax_scale and softcap: their quotients stay in float32
 _ROW_ALIGNMENT = 16  # bytes that a kernel moves at once
 
 
@@ -310,7 +310,7 @@ def parse_splits(value: int | str, quantised: bool = False) -> int:
     tile = 32 if quantised else 16
     if isinstance(value, str):
         kind, _, keys = value.partition(":")
-        if kind == "fixed" and keys.isdecimal() and int(keys) > 0 and int(keys) % tile == 0:
+        if kind == "fixed" and keys.isdecimal() and len(keys) < 10 and int(keys) > 0 and int(keys) % tile == 0:
             return -int(keys)
     elif not isinstance(value, bool) and hasattr(value, "__index__") and 1 <= int(value) <= 1024:
         return int(value)
@@ -382,8 +382,8 @@ def _sinks(sinks: Any, cache: KVCache, num_heads: int) -> Any:
 
 
 def _positive(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) or not math.isfinite(value) or value <= 0:
-        raise ArgumentError(f"`{name}` must be a positive finite number or None; got {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) or not _SMALLEST <= value <= _LARGEST:
+        raise ArgumentError(f"`{name}` must be a positive finite number, {_SMALLEST} to {_LARGEST}, or None; got {value!r}.")
     return float(value)
 
 

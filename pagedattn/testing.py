@@ -62,6 +62,8 @@ def assert_matches_reference(
     found, queries = (np.asarray(device.to_host(device.asarray(x))).astype(np.float64) for x in (out, q))
     if found.shape != queries.shape:
         raise ArgumentError(f"`out` must have the shape of q, {queries.shape}; got {found.shape}.")
+    if len(found) != batch.num_tokens:
+        raise ArgumentError(f"`out.shape[0]` must equal the batch's new tokens, {batch.num_tokens}; got {len(found)}.")
     limit = TOLERANCE[cache.layout.dtype] if tolerance is None else tolerance
     starts_q, starts_k = (np.concatenate([[0], np.cumsum(x)]) for x in (batch.seqlens_q, batch.seqlens_k))
     worst = 0.0

@@ -27,6 +27,15 @@ def test_a_right_result_passes_and_a_wrong_one_is_named() -> None:
         assert_matches_reference(out, q, cache, batch, window_size=7)
     with pytest.raises(pa.ArgumentError, match="shape of q"):
         assert_matches_reference(out[1:], q, cache, batch)
+    with pytest.raises(pa.ArgumentError, match="new tokens, 25; got 24"):
+        assert_matches_reference(out[1:], q[1:], cache, batch)
+
+
+@pytest.mark.nvrtc
+@pytest.mark.parametrize("softcap", [1.0, 1e3, 1e6, 1e12])
+def test_a_softcap_far_above_the_scores_changes_nothing_on_the_way(softcap: float) -> None:
+    out, q, cache, batch = attended("interpreter", softcap=softcap)
+    assert assert_matches_reference(out, q, cache, batch, softcap=softcap) < 1e-3
 
 
 @pytest.mark.nvrtc
