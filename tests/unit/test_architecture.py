@@ -25,7 +25,7 @@ TEMPLATES = sorted(resources.folder("templates").glob("*.j2"))
 # A part imports parts of its own row and of the rows above; none imports itself through another.
 ROWS = (
     ("errors", "dtypes", "arch", "env", "resources"),
-    ("layout", "params", "tuning", "problem", "quant", "spec"),
+    ("layout", "params", "tuning", "problem", "quant", "footprint", "spec"),
     ("render", "nvrtc", "kernel", "store"),
     ("build", "dispatch"),
     ("devices",),
