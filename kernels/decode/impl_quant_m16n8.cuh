@@ -4,7 +4,7 @@
 #pragma once
 
 #include "core/family_sm80.cuh"
-#include "decode/softmax.cuh"
+#include "decode/softmax_m16n8.cuh"
 #include "iterator/gmem_sm80.cuh"
 #include "ptx/memory.cuh"
 #include "ptx/mma.cuh"
