@@ -17,7 +17,7 @@ struct DecodeImpl {
     static constexpr int kHeadDim = kHeadDim_;
     static constexpr int kHeads = kHeads_;
     static constexpr bool kQueryInShared = kQueryInShared_;
-    static constexpr bool kFewRegisters = kQueryInShared;  // recompute addresses rather than keep them
+    static constexpr bool kFewRegisters = kQueryInShared || Arch::kTurns;  // recompute addresses rather than keep them
     static constexpr int CTA_S = 16;
     static constexpr int kRowBytes = kHeadDim * sizeof(T);
     static constexpr int kRowChunks = kRowBytes / kChunkBytes;
@@ -28,6 +28,7 @@ struct DecodeImpl {
     static constexpr int kValueLoads = kHeadDim / 16 / kValueWords;
     static constexpr int kDimTiles = kHeadDim / 16;
     // Reads in flight, as far as O, and a tile that waits in registers, leave registers for them.
+    static constexpr int kWaiting = kHeads * kHeadDim > 16 * 192 ? 4 : 8;
     static constexpr int kMostKeys = Arch::kTurns ? 2 : 4;
     static constexpr int kKeyAhead = kQueryInShared ? 1 : kKeyLoads < kMostKeys ? kKeyLoads : kMostKeys;
     static constexpr int kValueAhead = kQueryInShared || Arch::kTurns || kValueLoads < 2 ? 1 : 2;
@@ -40,7 +41,7 @@ struct DecodeImpl {
     using SmemLayoutV = QuadRowSwizzle<kRowChunks>;
 
     template<template<class, class, class, int> class Iterator, int Index>
-    using GmemIter = Iterator<T, WarpLinearMap<kRowChunks * CTA_S>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>;
+    using GmemIter = Iterator<T, WarpLinearMap<kRowChunks * CTA_S, kWaiting>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>;
 
     template<class GmemIterK, class GmemIterV>
     static DEVICE void SetSmem(GmemIterK& k, GmemIterV& v, u32 ring)

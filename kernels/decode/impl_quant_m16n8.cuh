@@ -36,7 +36,9 @@ struct DecodeQuantImpl {
     static constexpr int kSteps = kLaneKeyWords * kWordSteps;
     static constexpr int kLaneValueWords = kRowBytes / 32;  // of a row of V, whole words
     static constexpr bool kHalfWord = kRowBytes % 32 != 0;  // and then half a word: two lanes share it
-    static constexpr int kValueWords = kQueryInShared && kLaneValueWords % 2 == 0 ? 2 : widest(kLaneValueWords);
+    static constexpr bool kNarrow = Arch::kTurns && kHeads * kHeadDim >= 16 * 96;  // a tile waits in the registers that O leaves
+    static constexpr int kWaiting = kNarrow ? 4 : 8;
+    static constexpr int kValueWords = (kQueryInShared || kNarrow) && kLaneValueWords % 2 == 0 ? 2 : widest(kLaneValueWords);
     static constexpr int kValueLoads = kLaneValueWords / kValueWords;
     static constexpr int kWholeTiles = kLaneValueWords * kWordTiles;
 
@@ -55,7 +57,7 @@ struct DecodeQuantImpl {
 
     template<template<class, class, class, int> class Iterator, int Index>
     using GmemIter = CombinedIterator<
-        Iterator<u8, WarpLinearMap<kRowChunks * CTA_S>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>,
+        Iterator<u8, WarpLinearMap<kRowChunks * CTA_S, kWaiting>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>,
         Iterator<T, WarpLinearMap<kParamTileBytes / kChunkBytes>, SmemLayoutParam, Index == kKeyData ? kKeyParam : kValueParam>>;
 
     template<class GmemIterK, class GmemIterV>

@@ -11,8 +11,7 @@
 // move in portions.
 template<class T, class Map, class SmemLayout, int Index>
 struct Sm70WarpGmemIterator: BaseGmemIterator<T, Map, SmemLayout> {
-    static constexpr int kMostChunks = 8;  // of a lane: 32 registers
-    static constexpr int kPortions = (Map::kIterS + kMostChunks - 1) / kMostChunks;
+    static constexpr int kPortions = (Map::kIterS + Map::kWaiting - 1) / Map::kWaiting;
     static constexpr int kPortionChunks = (Map::kIterS + kPortions - 1) / kPortions;
 
     static DEVICE constexpr int portions() { return kPortions; }
