@@ -46,9 +46,7 @@ struct DecodeQuantImpl {
 
     using SmemLayoutK = CodeKeySwizzle<kRowChunks, kLaneKeys, kKeyWords>;
     using SmemLayoutV = CodeValueSwizzle<kRowChunks, kLaneKeys>;
-    struct SmemLayoutParam {
-        static DEVICE int offset(int index) { return index * kChunkBytes; }
-    };
+    using SmemLayoutParam = PlainLayout<kParamTileBytes / kChunkBytes>;
 
     template<int Index>
     using GmemIter = CombinedIterator<
@@ -137,12 +135,14 @@ struct DecodeQuantImpl {
                 frag_s[m][n][1] = frag_s[m][n][3] = query.bias[n][1];
             }
         }
+        const u32 lane_base = slot + SmemLayoutK::group_offset(g, t * 4 * kKeyWords);
 #pragma unroll
         for (int j = 0; j < kKeyLoads; ++j) {
             u32 frag_k[kLaneKeys][kKeyWords];
 #pragma unroll
             for (int k = 0; k < kLaneKeys; ++k) {
-                ld_shared(frag_k[k], slot + SmemLayoutK::group_offset(g, k * kRowBytes + (4 * j + t) * 4 * kKeyWords));
+                const int further = k * kRowBytes + j * 16 * kKeyWords;
+                ld_shared(frag_k[k], SmemLayoutK::kWholeLines ? line_step(lane_base, further) : lane_base + further);
             }
 #pragma unroll
             for (int w = 0; w < kKeyWords; ++w) {
@@ -241,13 +241,15 @@ struct DecodeQuantImpl {
                 frag_p[n][u + 1] = mul_rn_x2<T>(frag_p[n][u + 1], scale1);
             }
         }
-        const u32 tile = slot + kTileBytes;
+        const u32 tile = slot + kTileBytes, lane_base = tile + SmemLayoutV::group_offset(t, g * 4 * kValueWords);
 #pragma unroll
         for (int j = 0; j < kValueLoads; ++j) {
             u32 frag_v[kKeys][kValueWords];
 #pragma unroll
             for (int k = 0; k < kKeys; ++k) {
-                ld_shared(frag_v[k], tile + SmemLayoutV::group_offset(t, k * kRowBytes + (8 * j + g) * 4 * kValueWords));
+                const int further = k * kRowBytes + j * 32 * kValueWords;
+                ld_shared(frag_v[k], kHalfWord ? tile + SmemLayoutV::group_offset(t, further + g * 4 * kValueWords)
+                                               : line_step(lane_base, further));
             }
 #pragma unroll
             for (int w = 0; w < kValueWords; ++w) {

@@ -64,21 +64,21 @@ struct DecodeImpl {
 
     // smem_ is the address of the lane's first chunk.
     struct SmemIterK: BaseSmemIterator<T, SmemLayoutK> {
-        DEVICE SmemIterK(u32 tile, int g, int t): BaseSmemIterator<T, SmemLayoutK>(tile + SmemLayoutK::lane_base(g, t)) {}
+        DEVICE SmemIterK(u32 tile, int g, int t): BaseSmemIterator<T, SmemLayoutK>(tile + SmemLayoutK::group_offset(g, t * kChunkBytes)) {}
 
         // 16 bytes of key 2g + odd.
-        DEVICE void Load(u32 (&d)[4], int odd, int j) const { ld_shared(d, SmemLayoutK::step(this->smem_, odd * (kRowChunks / 4) + j)); }
+        DEVICE void Load(u32 (&d)[4], int odd, int j) const { ld_shared(d, line_step(this->smem_, odd * kRowBytes + j * 4 * kChunkBytes)); }
     };
 
     struct SmemIterV: BaseSmemIterator<T, SmemLayoutV> {
+        static constexpr int kReadBytes = kValueWords * 4;
+
         DEVICE SmemIterV(u32 tile, int g, int t)
-            : BaseSmemIterator<T, SmemLayoutV>(
-                  tile + (kValueWords == 4 ? SmemLayoutV::lane_base(g, t) : SmemLayoutV::lane_base(g / 2, t) + g % 2 * 8))
+            : BaseSmemIterator<T, SmemLayoutV>(tile + SmemLayoutV::group_offset(t, g * kReadBytes))
         {}
 
         // kValueWords words of key 4t + k.
-        DEVICE void Load(u32 (&d)[4], int k, int j) const { ld_shared(d, SmemLayoutV::step(this->smem_, k * (kRowChunks / 4) + 2 * j)); }
-        DEVICE void Load(u32 (&d)[2], int k, int j) const { ld_shared(d, SmemLayoutV::step(this->smem_, k * (kRowChunks / 4) + j)); }
+        DEVICE void Load(u32 (&d)[kValueWords], int k, int j) const { ld_shared(d, line_step(this->smem_, k * kRowBytes + j * 8 * kReadBytes)); }
     };
 
     // Q rows of `heads` heads from global memory; the other columns are zero.
@@ -94,7 +94,7 @@ struct DecodeImpl {
             for (int j = 0; j < kKeyLoads; ++j) {
                 const uint4 w = head < heads ? *(const uint4*)(row + j * 4 * kChunkBytes) : make_uint4(0, 0, 0, 0);
                 if constexpr (kQueryInShared) {
-                    st_shared_v4(QuadStep::step(smem_q + query_base(head, t), j), {w.x, w.y, w.z, w.w});
+                    st_shared_v4(line_step(smem_q + query_base(head, t), j * 4 * kChunkBytes), {w.x, w.y, w.z, w.w});
                 }
                 else {
                     query.frag_q[2 * j][n][0] = w.x;
@@ -134,7 +134,7 @@ struct DecodeImpl {
                     for (int n = 0; n < kHeadTiles; ++n) {
                         u32 w[4];
                         if constexpr (kQueryInShared) {
-                            ld_shared(w, QuadStep::step(smem_q + query_base(8 * n + g, t), j0 + j));
+                            ld_shared(w, line_step(smem_q + query_base(8 * n + g, t), (j0 + j) * 4 * kChunkBytes));
                         }
                         else {
                             w[0] = query.frag_q[2 * (j0 + j)][n][0], w[1] = query.frag_q[2 * (j0 + j)][n][1];

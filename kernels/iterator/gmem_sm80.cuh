@@ -75,31 +75,19 @@ struct Sm80WarpGmemIterator: BaseGmemIterator<T, Map, SmemLayout> {
     DEVICE void Prefetch(const CacheIter& cache, int lane, u32 slot) const
     {
         static_assert(CacheIter::kParts <= 2, "a tile has one part or two");
-        const char* const first = cache.template OffsetPtr<Index>(0);
-        if constexpr (joined) {
-#pragma unroll
-            for (int i = 0; i < Map::kIterS; ++i) {
-                Copy(slot, Map::index(lane, i), first + Map::index(lane, i) * kChunkBytes);
-            }
+        constexpr int kPartChunks = Map::kChunks / CacheIter::kParts;
+        const u32 tile = this->smem_ + slot, dst = tile + SmemLayout::offset(lane);
+        const char* const first = cache.template OffsetPtr<Index>(0) + lane * kChunkBytes;
+        const char* second = first;  // counted from the tile's first chunk, like `first`
+        if constexpr (!joined) {
+            second = cache.template OffsetPtr<Index>(CacheIter::kPartRows * (CacheIter::kParts - 1)) + (lane - kPartChunks) * kChunkBytes;
         }
-        else {
-            constexpr int kPartChunks = Map::kChunks / CacheIter::kParts;
-            // counted from the tile's first chunk, like `first`
-            const char* const second =
-                cache.template OffsetPtr<Index>(CacheIter::kPartRows * (CacheIter::kParts - 1)) - kPartChunks * kChunkBytes;
 #pragma unroll
-            for (int i = 0; i < Map::kIterS; ++i) {
-                const int index = Map::index(lane, i);
-                Copy(slot, index, (index < kPartChunks ? first : second) + index * kChunkBytes);
+        for (int i = 0; i < Map::kIterS; ++i) {
+            if (Map::active(Map::index(lane, i))) {
+                const char* const src = Map::index(lane, i) < kPartChunks ? first : second;
+                cp_async_16(SmemLayout::copy_step(tile, dst, lane, i), src + i * kWarpSize * kChunkBytes);
             }
-        }
-    }
-
-private:
-    DEVICE void Copy(u32 slot, int index, const char* src) const
-    {
-        if (Map::active(index)) {
-            cp_async_16(this->smem_ + slot + SmemLayout::offset(index), src);
         }
     }
 };
