@@ -46,18 +46,15 @@ struct DecodeQuantImpl {
 
     using SmemLayoutK = CodeKeySwizzle<kRowChunks, kLaneKeys, kKeyWords>;
     using SmemLayoutV = CodeValueSwizzle<kRowChunks, kLaneKeys>;
-    using SmemLayoutParam = PlainLayout<kParamTileBytes / kChunkBytes>;
-
     template<int Index>
-    using GmemIter = CombinedIterator<
-        Sm80WarpGmemIterator<u8, WarpLinearMap<kRowChunks * CTA_S>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>,
-        Sm80WarpGmemIterator<T, WarpLinearMap<kParamTileBytes / kChunkBytes>, SmemLayoutParam,
-                             Index == kKeyData ? kKeyParam : kValueParam>>;
+    using Data = Sm80WarpGmemIterator<u8, WarpLinearMap<kRowChunks * CTA_S>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>;
+    template<int Index>  // K brings the parameters of both
+    using GmemIter = if_else<Index == kKeyData, CombinedIterator<Data<kKeyData>, Sm80WarpParamIterator<T, CTA_S>>, Data<kValueData>>;
 
     static DEVICE void SetSmem(GmemIter<kKeyData>& k, GmemIter<kValueData>& v, u32 ring)
     {
         k.SetSmem(ring, ring + 2 * kTileBytes);
-        v.SetSmem(ring + kTileBytes, ring + 2 * kTileBytes + kParamTileBytes);
+        v.SetSmem(ring + kTileBytes);
     }
 
     using Softmax = DecodeSoftmax<T, kKeyTiles, kHeadTiles, kDimTiles>;
@@ -127,14 +124,6 @@ struct DecodeQuantImpl {
 
     static DEVICE void ComputeQK(FragS& frag_s, const Query& query, u32 smem_q, u32 slot, int g, int t)
     {
-#pragma unroll
-        for (int m = 0; m < kKeyTiles; ++m) {
-#pragma unroll
-            for (int n = 0; n < kHeadTiles; ++n) {
-                frag_s[m][n][0] = frag_s[m][n][2] = query.bias[n][0];
-                frag_s[m][n][1] = frag_s[m][n][3] = query.bias[n][1];
-            }
-        }
         const u32 lane_base = slot + SmemLayoutK::group_offset(g, t * 4 * kKeyWords);
 #pragma unroll
         for (int j = 0; j < kKeyLoads; ++j) {
@@ -165,7 +154,14 @@ struct DecodeQuantImpl {
                         }
 #pragma unroll
                         for (int m = 0; m < kKeyTiles; ++m) {
-                            mma_m16n8k16<T>(frag_s[m][n], {pairs[2 * m][0], pairs[2 * m + 1][0], pairs[2 * m][1], pairs[2 * m + 1][1]}, q);
+                            const u32 a[4] = {pairs[2 * m][0], pairs[2 * m + 1][0], pairs[2 * m][1], pairs[2 * m + 1][1]};
+                            if (step == 0) {
+                                mma_m16n8k16<T>(frag_s[m][n], a, q,
+                                                {query.bias[n][0], query.bias[n][1], query.bias[n][0], query.bias[n][1]});
+                            }
+                            else {
+                                mma_m16n8k16<T>(frag_s[m][n], a, q);
+                            }
                         }
                     }
                 }
@@ -179,37 +175,36 @@ struct DecodeQuantImpl {
     static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query& query, u32 slot, const Params& p, int from, int to,
                                 bool fresh, int g, int t)
     {
-        u32 param[kLaneKeys];
+        u32 param[kLaneKeys], mine[1];
         ld_shared(param, slot + 2 * kTileBytes + g * kLaneKeys * 4);
-        if (p.softcap_in != 0.f) {
-            Scale(frag_s, state, query, param, 1.f, 0.f);
+        ld_shared(mine, value_param(slot, 4 * g + t));
+        if (from > 0 || to < CTA_S || p.softcap_in != 0.f) {  // rare
+            if (p.softcap_in != 0.f) {
+                Scale(frag_s, state, query, param, 1.f, 0.f);
 #pragma unroll
-            for (int m = 0; m < kKeyTiles; ++m) {
+                for (int m = 0; m < kKeyTiles; ++m) {
 #pragma unroll
-                for (int n = 0; n < kHeadTiles; ++n) {
+                    for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        frag_s[m][n][i] = fmaf(softcap(p, frag_s[m][n][i]), p.qk_scale, -state.frag_m[n][i & 1]);
+                        for (int i = 0; i < 4; ++i) {
+                            frag_s[m][n][i] = fmaf(softcap(p, frag_s[m][n][i]), p.qk_scale, -state.frag_m[n][i & 1]);
+                        }
                     }
                 }
             }
+            else {
+                Scale(frag_s, state, query, param, p.qk_scale, 1.f);
+            }
+            Softmax::Mask(frag_s, from, to, g);
+            ClearValueParam(slot, mine[0], 4 * g + t, from, to);
         }
         else {
             Scale(frag_s, state, query, param, p.qk_scale, 1.f);
         }
-        if (from > 0 || to < CTA_S) {
-            Softmax::Mask(frag_s, from, to, g);
-            ClearValueParams(slot, 4 * g + t, from, to);
-        }
         // P is multiplied by V's scale in T: 2^8 * 2^6 stays a float16; above that the reference is put 12 binary orders higher.
-        constexpr float kShift = 4.f, kLargeScale = 64.f;
-        bool large = false;
-        if constexpr (kFloat16) {
-            u32 mine[1];
-            ld_shared(mine, value_param(slot, 4 * g + t));
-            large = __any_sync(kFullWarp, fabsf(low_to_float<T>(mine[0])) > kLargeScale);
-        }
-        Softmax::MoveReference(frag_s, state, fresh, large, large ? kShift - 12.f : kShift);
+        constexpr float kLargeScale = 64.f, kLower = 12.f;
+        const bool large = kFloat16 && fabsf(low_to_float<T>(mine[0])) > kLargeScale;
+        Softmax::MoveReference(frag_s, state, fresh, large, kLower);
         Softmax::Exponentials(frag_p, frag_s, state);
     }
 
@@ -248,8 +243,8 @@ struct DecodeQuantImpl {
 #pragma unroll
             for (int k = 0; k < kKeys; ++k) {
                 const int further = k * kRowBytes + j * 32 * kValueWords;
-                ld_shared(frag_v[k], kHalfWord ? tile + SmemLayoutV::group_offset(t, further + g * 4 * kValueWords)
-                                               : line_step(lane_base, further));
+                ld_shared(frag_v[k],
+                          kHalfWord ? tile + SmemLayoutV::group_offset(t, further + g * 4 * kValueWords) : line_step(lane_base, further));
             }
 #pragma unroll
             for (int w = 0; w < kValueWords; ++w) {
@@ -363,9 +358,10 @@ private:
     static DEVICE u32 value_param(u32 slot, int key) { return slot + 2 * kTileBytes + kParamTileBytes + key * 4; }
 
     // Parameters of V outside [from, to) may hold NaN, which a zero probability would not silence; codes are always finite.
-    static DEVICE void ClearValueParams(u32 slot, int key, int from, int to)
+    static DEVICE void ClearValueParam(u32 slot, u32& param, int key, int from, int to)
     {
         if (key < from || key >= to) {
+            param = 0;
             st_shared(value_param(slot, key), 0);
         }
         __syncwarp();

@@ -73,12 +73,13 @@ struct DecodeImpl {
     struct SmemIterV: BaseSmemIterator<T, SmemLayoutV> {
         static constexpr int kReadBytes = kValueWords * 4;
 
-        DEVICE SmemIterV(u32 tile, int g, int t)
-            : BaseSmemIterator<T, SmemLayoutV>(tile + SmemLayoutV::group_offset(t, g * kReadBytes))
-        {}
+        DEVICE SmemIterV(u32 tile, int g, int t): BaseSmemIterator<T, SmemLayoutV>(tile + SmemLayoutV::group_offset(t, g * kReadBytes)) {}
 
         // kValueWords words of key 4t + k.
-        DEVICE void Load(u32 (&d)[kValueWords], int k, int j) const { ld_shared(d, line_step(this->smem_, k * kRowBytes + j * 8 * kReadBytes)); }
+        DEVICE void Load(u32 (&d)[kValueWords], int k, int j) const
+        {
+            ld_shared(d, line_step(this->smem_, k * kRowBytes + j * 8 * kReadBytes));
+        }
     };
 
     // Q rows of `heads` heads from global memory; the other columns are zero.
@@ -153,15 +154,17 @@ struct DecodeImpl {
     static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, const Params& p, int from, int to,
                                 bool fresh, int g, int)
     {
-        constexpr float kShift = 4.f;
-        if (p.softcap_in != 0.f) {
+        if (from > 0 || to < CTA_S || p.softcap_in != 0.f) {  // rare
+            if (p.softcap_in != 0.f) {
 #pragma unroll
-            for (int n = 0; n < kHeadTiles; ++n) {
+                for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    frag_s[0][n][i] = softcap(p, frag_s[0][n][i]);
+                    for (int i = 0; i < 4; ++i) {
+                        frag_s[0][n][i] = softcap(p, frag_s[0][n][i]);
+                    }
                 }
             }
+            Softmax::Mask(frag_s, from, to, g);
         }
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {
@@ -170,10 +173,7 @@ struct DecodeImpl {
                 frag_s[0][n][i] = fmaf(frag_s[0][n][i], p.qk_scale, -state.frag_m[n][i & 1]);
             }
         }
-        if (from > 0 || to < CTA_S) {
-            Softmax::Mask(frag_s, from, to, g);
-        }
-        Softmax::MoveReference(frag_s, state, fresh, false, kShift);
+        Softmax::MoveReference(frag_s, state, fresh);
         Softmax::Exponentials(frag_p, frag_s, state);
     }
 

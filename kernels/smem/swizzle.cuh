@@ -78,12 +78,12 @@ using QuadRowSwizzle = GroupSwizzle<4 * kRowChunks, 1, 6>;
 // pieces for t = 0..3, and as many bits of g flip as t leaves free in a line; where a group is not whole lines (48-byte rows), none, and
 // reads meet some banks four times.
 template<int kRowChunks, int kLaneRows, int kWords>
-using CodeKeySwizzle = GroupSwizzle<kLaneRows * kRowChunks, kWords == 4 ? 2 : kWords == 2 ? 1 : 0, kLaneRows * kRowChunks % 8 ? 0 : 7>;
+using CodeKeySwizzle = GroupSwizzle<kLaneRows * kRowChunks,
+                                    kWords == 4   ? 2
+                                    : kWords == 2 ? 1
+                                                  : 0,
+                                    kLaneRows * kRowChunks % 8 ? 0 : 7>;
 
 // V: rows 2 kLaneRows t + n, neighbouring pieces for g = 0..7.
 template<int kRowChunks, int kLaneRows>
 using CodeValueSwizzle = GroupSwizzle<2 * kLaneRows * kRowChunks, 1, 6>;
-
-// Rows of parameters: as they come.
-template<int kRowChunks>
-using PlainLayout = GroupSwizzle<kRowChunks, 0, 0>;
