@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ class Problem:
         0: chosen; n > 0: n cuts of every sequence; n < 0: cuts of -n keys ("fixed:N").
     stream : object, optional
         A CUDA stream; None: the current one.
+    key : hashable, optional
+        What problems of this batch that are alike but for arrays, layer and stream have in common; None: nothing is to be kept of it.
     """
 
     op: str
@@ -55,3 +58,9 @@ class Problem:
     softcap: float = 0.0
     num_splits: int = 0
     stream: Any = None
+    key: Hashable = None
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """The operands that are arrays, in the order of `params.ARRAYS`."""
+        return self.q, self.k, self.v, self.out, self.lse, self.sinks

@@ -10,6 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from pagedattn.arch import Arch
+    from pagedattn.plan import Plan
     from pagedattn.problem import Problem
 
 
@@ -34,8 +35,8 @@ class Device(ABC):
     array_type: type
 
     @abstractmethod
-    def empty(self, shape: Sequence[int], dtype: Any) -> Any:
-        """An uninitialised C-contiguous array."""
+    def empty(self, shape: Sequence[int], dtype: Any, stream: Any = None) -> Any:
+        """An uninitialised C-contiguous array, for work on `stream`; None: the current one."""
 
     @abstractmethod
     def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
@@ -59,7 +60,11 @@ class Device(ABC):
 
     @abstractmethod
     def run(self, problem: Problem) -> None:
-        """Execute the problem: fill its outputs, or write its rows into the pool."""
+        """Execute the problem: fill its outputs, or write its rows into the pool. May leave a plan with the batch, under its key."""
+
+    def follow(self, plan: Plan, arrays: Sequence[Any], pool: Any = None, layer: int = 0, stream: Any = None) -> None:
+        """Execute what `run` has left with a batch, on other arrays (`params.ARRAYS`, None where there is none)."""
+        raise NotImplementedError(f"{self.name} leaves no plans.")
 
     @abstractmethod
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
