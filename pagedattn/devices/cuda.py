@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,6 +58,15 @@ class _Workspace(NamedTuple):
     arrays: Any  # keeps the memory
 
 
+class _Foreign(NamedTuple):
+    """A stream of which the address is known, as CuPy takes it."""
+
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address  # the protocol's version
+
+
 class _Arguments(threading.local):
     """This thread's kernel arguments: one struct, and the array of one pointer that the driver wants. `bind` runs once in each thread."""
 
@@ -96,7 +105,7 @@ class CudaDevice(Device):
         self._cupy = cupy
         self._driver = cupy.cuda.driver
         self._runtime = cupy.cuda.runtime
-        self._current_stream, self._external = cupy.cuda.stream.get_current_stream, cupy.cuda.ExternalStream
+        self._current_stream = cupy.cuda.stream.get_current_stream
         self.index = index
         self.name = f"cuda:{index}"
         self.arch = archs.of_device(_number(index))
@@ -126,7 +135,7 @@ class CudaDevice(Device):
     def empty(self, shape: Sequence[int], dtype: Any, stream: Any = None) -> Any:
         if stream is None and self._runtime.getDevice() == self.index:
             return self._cupy.empty(shape, dtype)
-        with self._cupy.cuda.Device(self.index), nullcontext() if stream is None else self._external(stream_address(stream)):
+        with self._cupy.cuda.Device(self.index), nullcontext() if stream is None else self._on(stream_address(stream)):
             return self._cupy.empty(shape, dtype)
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
@@ -200,6 +209,14 @@ class CudaDevice(Device):
                 steps.append(Step(spec, loaded.function, grid, loaded.threads, loaded.shared_bytes, params, partial_bytes, counts))
         return Plan(tuple(steps), layer_bytes)
 
+    def _on(self, stream: int) -> AbstractContextManager[Any]:
+        """Allocations and fills in its body are of this stream."""
+        if stream == self._current_stream(self.index).ptr:
+            return nullcontext()
+        streams = self._cupy.cuda.Stream
+        found: AbstractContextManager[Any] = streams.from_external(_Foreign(stream)) if stream else streams.null
+        return found
+
     def _bind(self) -> None:
         """Make the GPU's context this thread's: the driver wants one, and CuPy makes it with the thread's first allocation only."""
         previous = self._runtime.getDevice()
@@ -221,7 +238,7 @@ class CudaDevice(Device):
                 if held.partial_bytes >= partial_bytes and held.counts >= counts:  # another thread was faster
                     return held
                 partial_bytes, counts = max(partial_bytes, 2 * held.partial_bytes), max(counts, 2 * held.counts)
-            with self._external(key[0]):  # what zeroes the counters must come before the launch
+            with self._on(key[0]):  # what zeroes the counters must come before the launch
                 partial, count = self._cupy.empty((partial_bytes,), np.uint8), self._cupy.zeros((counts,), np.uint32)
             # the smaller one stays: another thread's launch, or a captured graph, may have its address
             made = _Workspace(partial_bytes, counts, partial.data.ptr, count.data.ptr, (partial, count, held))
@@ -230,7 +247,7 @@ class CudaDevice(Device):
 
     def _load(self, spec: Any) -> _Loaded:
         kernel = build(spec)
-        with self._guard:
+        with self._guard, self._cupy.cuda.Device(self.index):
             module = self._cupy.cuda.function.Module()
             module.load(kernel.cubin)
             function = module.get_function(spec.name).ptr

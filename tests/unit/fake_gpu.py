@@ -37,7 +37,7 @@ class FakeGpu(cuda.CudaDevice):
         self.error: Exception | None = None
         self._cupy, self._runtime = cupy, self
         self._driver, self._launch, self._launch_error = self, self.launchKernel, RuntimeError
-        self._current_stream, self._external = lambda index=0: self.stream, None
+        self._current_stream = lambda index=0: self.stream
         self.index, self.name, self.arch = index, f"cuda:{index}", archs.parse("sm_90")
         self.array_type, self.sm_count = cupy.ndarray, sm_count
         self._loaded, self._workspaces, self._guard = {}, {}, threading.Lock()
