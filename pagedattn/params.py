@@ -110,6 +110,9 @@ def dtype() -> np.dtype[Any]:
     return np.dtype({"names": list(names), "formats": list(formats), "offsets": offsets, "itemsize": STRUCT_BYTES})
 
 
+AttentionParams = dtype()
+
+
 def c_struct() -> str:
     """The struct as CUDA source, with its size asserted."""
     lines = [f"    {f.c_type} {f.name};  // {f.meaning}" for f in FIELDS]

@@ -35,6 +35,8 @@ class Problem:
         0: none.
     num_splits : int
         0: chosen; n > 0: n cuts of every sequence; n < 0: cuts of -n keys ("fixed:N").
+    workspace : uint8 array, optional
+        Counters and room for pieces; None: the device's own.
     stream : object, optional
         A CUDA stream; None: the current one.
     key : hashable, optional
@@ -57,6 +59,7 @@ class Problem:
     window_size: int = 0
     softcap: float = 0.0
     num_splits: int = 0
+    workspace: Any = None
     stream: Any = None
     key: Hashable = None
 
