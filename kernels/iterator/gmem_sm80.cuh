@@ -135,3 +135,11 @@ struct Sm80WarpParamIterator {
         }
     }
 };
+
+// What decode's tiles are made of here.
+struct Sm80WarpIterators {
+    template<class T, class Map, class SmemLayout, int Index>
+    using Data = Sm80WarpGmemIterator<T, Map, SmemLayout, Index>;
+    template<class T, int kRows>
+    using Params = Sm80WarpParamIterator<T, kRows>;
+};

@@ -42,6 +42,18 @@ DEVICE void st_shared_v4(u32 a, const u32 (&v)[4])
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
 }
 
+// ld.global.nc.L1::no_allocate.v4.u32, .L2::128B where there is one (sm_75): 16 bytes that nothing writes meanwhile and nobody reads again
+DEVICE void ld_global_once(u32 (&d)[4], const void* p)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(p));
+#else
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "l"(p));
+#endif
+}
+
 // prefetch.global.L1
 DEVICE void prefetch_l1(const void* p)
 {
