@@ -69,7 +69,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
                     PrefetchQ(p, ahead, lane);
                 }
             }
-            cache.SetTile(min(ahead.first + ahead.tile, ahead.last()), ahead.len);
+            cache.SetTile(ahead.first + ahead.tile, ahead.len);
         };
         typename GmemIterK::Fragment frag_k;
         if (!ahead.done()) {

@@ -11,6 +11,11 @@ constexpr int kValueParam = 3;
 
 constexpr int kMinBlockLen = 16;
 
+DEVICE constexpr int log2_of(int x)
+{
+    return x > 1 ? 1 + log2_of(x / 2) : 0;
+}
+
 // kHeld: parts of a tile whose blocks are held while the tile is current; with one for every 16 rows no row is ever searched.
 template<class BlockHead_, int CTA_S, int kHeld = 1>
 struct BlockIterator {
@@ -45,31 +50,26 @@ struct BlockIterator {
     }
 
     // Whether every held part lies in one block.
-    DEVICE bool OneBlock() const { return kPartRows <= kMinBlockLen || kPartRows <= 1 << block_len_log2_; }
+    DEVICE bool OneBlock() const { return kPartRows <= kMinBlockLen || log2_of(kPartRows) <= block_len_log2_; }
 
     // Whether the parts follow each other in one block.
-    DEVICE bool Joined() const { return kParts == 1 || CTA_S <= 1 << block_len_log2_; }
+    DEVICE bool Joined() const { return kParts == 1 || log2_of(CTA_S) <= block_len_log2_; }
 
     // The address of row `row` of the tile, `bytes` further on; rows of a part that lies in one block follow each other.
     template<int Index>
     DEVICE const char* OffsetPtr(int row, int bytes = 0) const
     {
-        return At<Index>(block_[row / kPartRows], tile_ * CTA_S + row, bytes);
+        return PtrIn<Index>(block_[row / kPartRows], row, bytes);
     }
 
-    // The same for a part that spans blocks: each row looks its block up.
-    template<int Index>
-    DEVICE const char* SearchPtr(int row) const
-    {
-        const int token = tile_ * CTA_S + row;
-        return At<Index>(block_table_[token >> block_len_log2_], token, 0);
-    }
+    // The block of a row, looked up now.
+    DEVICE int Find(int row) const { return block_table_[(tile_ * CTA_S + row) >> block_len_log2_]; }
 
-private:
+    // The same in a block that is known.
     template<int Index>
-    DEVICE const char* At(int block, int token, int bytes) const
+    DEVICE const char* PtrIn(int block, int row, int bytes) const
     {
-        const int ti = token & ((1 << block_len_log2_) - 1);
+        const int ti = (tile_ * CTA_S + row) & ((1 << block_len_log2_) - 1);
         switch (Index) {
         case kKeyData:
             return block_head_.k_data(block, ti, bytes);
