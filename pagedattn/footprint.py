@@ -46,11 +46,13 @@ class Footprint:
 
     @property
     def ring_bytes(self) -> int:
-        """Decode: one warp's ring of K and V tiles, or its only slot. Prefill: the CTA's."""
+        """Decode: one warp's ring of K and V tiles, or its only slot. Prefill: the CTA's ring, or its places of K and V."""
         tile = 2 * (self.cta_s or 0)
         if self.op == "decode" and self.family == "sm70":  # K and V take turns; parameters of both
             slot = tile // 2 * self.row_bytes + (tile * 4 if self.quantised else 0)
             return _lines(max(slot, self.piece_bytes) if self.shared_pieces else slot)
+        if self.op == "prefill" and self.family == "sm70":  # places of tiles of T; codes wait in registers
+            return (self.stages or 0) * (self.cta_s or 0) * self.head_dim * 2
         if not self.quantised:
             return (self.stages or 0) * tile * self.row_bytes
         codes = tile * (self.row_bytes + 4)  # and (scale, zero) of each row
@@ -72,9 +74,9 @@ class Footprint:
         return (self.heads or 0) * self.head_dim * 2 if self.query_in_shared else 0
 
     @property
-    def scratch_bytes(self) -> int:
-        """Decode by m8n8k4: shared memory of a warp's probabilities."""
-        return (self.heads or 0) * _PROBABILITY_ROW_BYTES if self.op == "decode" and self.mma == "m8n8k4" else 0
+    def private_bytes(self) -> int:
+        """Decode: shared memory of a warp beside its ring: its queries and, by m8n8k4, its probabilities."""
+        return self.query_bytes + ((self.heads or 0) * _PROBABILITY_ROW_BYTES if self.mma == "m8n8k4" else 0)
 
     @property
     def query_in_shared(self) -> bool:
@@ -96,7 +98,7 @@ class Footprint:
         room = min(self.generation.cta_shared_bytes, archs.parse(self.arch).cta_shared_bytes) - STATIC_SHARED_BYTES
         slot = (self.cta_s or 0) * (self.row_bytes + (8 if self.quantised else 0))
         for pieces in (2, 1):
-            own = _lines(max(slot, self.piece_bytes)) + (pieces - 1) * self.piece_bytes + self.query_bytes + self.scratch_bytes
+            own = _lines(max(slot, self.piece_bytes)) + (pieces - 1) * self.piece_bytes + self.private_bytes
             if (self.warps or 0) * own <= room:
                 return pieces
         return 0
@@ -106,7 +108,7 @@ class Footprint:
         """Dynamic shared memory of a CTA."""
         if self.op == "decode":
             pieces = self.piece_bytes if self.shared_pieces == 2 else 0
-            return (self.warps or 0) * (self.ring_bytes + self.query_bytes + self.scratch_bytes + pieces)
+            return (self.warps or 0) * (self.ring_bytes + self.private_bytes + pieces)
         return self.ring_bytes + self.query_bytes if self.op == "prefill" else 0
 
     def _fits(self) -> bool:

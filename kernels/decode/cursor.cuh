@@ -3,7 +3,7 @@
 // of overhead, then one unit a tile. Every warp takes an equal, contiguous range of units, so ragged batches balance themselves.
 #pragma once
 
-#include "core/types.cuh"
+#include "core/warp.cuh"
 
 constexpr int kSegmentUnits = 1;  // what starting a segment costs, in tiles
 
@@ -102,7 +102,7 @@ struct FlatPlan {
         for (int b = kHeld * kWarpSize + lane; b < p.batch_size; b += kWarpSize) {
             total += Place::count_units(p, b);
         }
-        total = __reduce_add_sync(kFullWarp, total) * Place::slots(p);
+        total = warp_sum(total) * Place::slots(p);
     }
 
     // The place of unit `at`, which must be below the total.

@@ -3,52 +3,23 @@
 #pragma once
 
 #include "core/family_sm80.cuh"
-#include "decode/cursor.cuh"
+#include "decode/mainloop.cuh"
 #include "iterator/gmem_sm80.cuh"
 
-template<class Arch, class Impl, class CacheIterFactory, int kStages>
-struct DecodeMainloop;
-
 template<class Impl_, class CacheIterFactory, int kStages>
-struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages> {
+struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueries<Impl_> {
     using Impl = Impl_;
     using T = typename Impl::T;
+    using DecodeQueries<Impl>::query_of;
+    using DecodeQueries<Impl>::PrefetchQ;
     static constexpr int CTA_S = Impl::CTA_S;
     static constexpr int kSlotBytes = Impl::kSlotBytes;
-    static constexpr int kRingBytes = kStages * kSlotBytes;
 
     using CacheIter = typename CacheIterFactory::Iterator;
-    using GmemIterK = typename Impl::template GmemIter<kKeyData>;
-    using GmemIterV = typename Impl::template GmemIter<kValueData>;
+    using GmemIterK = typename Impl::template GmemIter<Sm80WarpGmemIterator, kKeyData>;
+    using GmemIterV = typename Impl::template GmemIter<Sm80WarpGmemIterator, kValueData>;
 
     using State = typename Impl::Softmax::State;
-
-    template<class Params>
-    static DEVICE int query_row(const Params& p, int b)
-    {
-        return p.cu_seqlens_q ? p.cu_seqlens_q[b] : b;
-    }
-
-    // First query of the segment's pack, and how many heads it has.
-    template<class Params, class Place>
-    static DEVICE const T* query_of(const Params& p, const Place& c, int& heads)
-    {
-        const int pack = c.slot % p.head_packs;
-        const int head0 = c.slot / p.head_packs * p.group_size + pack * Impl::kHeads;
-        heads = min(Impl::kHeads, p.group_size - pack * Impl::kHeads);
-        return (const T*)p.q + query_row(p, c.b) * p.q_stride + head0 * Impl::kHeadDim;
-    }
-
-    // So that the segment's start does not wait for DRAM.
-    template<class Params, class Place>
-    static DEVICE void PrefetchQ(const Params& p, const Place& c, int lane)
-    {
-        int heads;
-        const char* const q = (const char*)query_of(p, c, heads);
-        for (int line = lane; line * kLineBytes < heads * Impl::kHeadDim * (int)sizeof(T); line += kWarpSize) {
-            prefetch_l1(q + line * kLineBytes);
-        }
-    }
 
     // Walks the units [place, end) and calls finish(state, place, first tile of the piece, whether the segment ends here) where a segment
     // or the range ends.

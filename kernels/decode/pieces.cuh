@@ -1,7 +1,8 @@
 // A segment that several warps share is left in pieces (O, m, l), which merge in a fixed order: the same bits in every run.
 #pragma once
 
-#include "decode/mainloop_sm80.cuh"
+#include "core/softmax.cuh"
+#include "decode/mainloop.cuh"
 
 // Where the rows of a segment's query heads lie in out and lse.
 struct OutRows {
@@ -28,9 +29,7 @@ struct Pieces {
     static constexpr int kHeads = Impl::kHeads;
     static constexpr int kFloats = kHeads * (kHeadDim + 2);  // O[head][dim], m[head], l[head]
     static constexpr int kBytes = kFloats * 4;
-    static constexpr int kRingBytes = Mainloop::kRingBytes;
     static constexpr int kQuads = kHeadDim / 4;
-    static_assert(kBytes <= Mainloop::kRingBytes, "a drained ring holds a piece");
 
     static DEVICE float& m(float* piece, int head) { return piece[kHeads * kHeadDim + head]; }
     static DEVICE float& l(float* piece, int head) { return piece[kHeads * kHeadDim + kHeads + head]; }

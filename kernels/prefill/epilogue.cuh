@@ -1,6 +1,7 @@
 // Rows end: O is normalised, passes through the warp's own rows of the query tile and leaves in 16-byte stores.
 #pragma once
 
+#include "core/float16.cuh"
 #include "core/softmax.cuh"
 #include "prefill/query_tile.cuh"
 

@@ -28,7 +28,8 @@ struct TileSource {
     CacheIter cache_;
     GmemIterK gmem_k_;
     GmemIterV gmem_v_;
-    typename GmemIterK::Fragment frag_;  // the tile that waits
+    typename GmemIterK::Fragment frag_k_;  // one of the two waits at a time
+    typename GmemIterV::Fragment frag_v_;
     u32 smem_k_, smem_v_;
 
     template<class Params>
@@ -44,7 +45,7 @@ struct TileSource {
     DEVICE void Start(int tile, int len)
     {
         cache_.SetTile(tile, len);
-        gmem_k_.template Load<true>(cache_, frag_, len - tile * CTA_S);
+        gmem_k_.template Load<true>(cache_, frag_k_, len - tile * CTA_S);
         SaveK();
     }
 
@@ -52,14 +53,14 @@ struct TileSource {
     template<bool is_residue>
     DEVICE void LoadV(int len)
     {
-        gmem_v_.template Load<is_residue>(cache_, frag_, len - cache_.tile_ * CTA_S);
+        gmem_v_.template Load<is_residue>(cache_, frag_v_, len - cache_.tile_ * CTA_S);
         cache_.Advance(len);
     }
 
-    DEVICE void SaveV() const { gmem_v_.Save(frag_); }
+    DEVICE void SaveV() const { gmem_v_.Save(frag_v_); }
 
     // K of a tile that is not the last: all of its rows are there.
-    DEVICE void LoadK() { gmem_k_.template Load<false>(cache_, frag_, CTA_S); }
+    DEVICE void LoadK() { gmem_k_.template Load<false>(cache_, frag_k_, CTA_S); }
 
-    DEVICE void SaveK() const { gmem_k_.Save(frag_); }
+    DEVICE void SaveK() const { gmem_k_.Save(frag_k_); }
 };

@@ -58,6 +58,18 @@ DEVICE void ld_global(u32 (&d)[1], const void* p)
     asm volatile("ld.global.u32 %0, [%1];" : "=r"(d[0]) : "l"(p));
 }
 
+// ld.global.nc.L1::no_allocate.v4.u32, .L2::128B where there is one (sm_75): 16 bytes that nothing writes meanwhile and nobody reads again
+DEVICE void ld_global_once(u32 (&d)[4], const void* p)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(p));
+#else
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "l"(p));
+#endif
+}
+
 // prefetch.global.L1
 DEVICE void prefetch_l1(const void* p)
 {

@@ -1,17 +1,17 @@
-// One warp's arithmetic on a tile of 16 keys: S^T = K Q^T (keys are M rows, heads N columns), O^T = V^T P^T by m16n8k16.
+// One warp's arithmetic on a tile of 16 keys: S^T = K Q^T (keys are M rows, heads N columns), O^T = V^T P^T by m16n8, 16 steps of K at a time.
 // Lane l is (g, t) = (l / 4, l % 4). Row g of the key tile is key 2g, row g + 8 is key 2g + 1; column n is head n.
 // The dims of K and Q share one permutation: 16 contiguous bytes of a row feed the k-slots of one lane.
 #pragma once
 
-#include "core/family_sm80.cuh"
-#include "decode/softmax.cuh"
-#include "iterator/gmem_sm80.cuh"
+#include "core/mma_k16.cuh"
+#include "decode/softmax_m16n8.cuh"
+#include "iterator/iterator.cuh"
+#include "iterator/thread_map.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/memory.cuh"
-#include "ptx/mma.cuh"
 #include "smem/swizzle.cuh"
 
-template<class T_, int kHeadDim_, int kHeads_, bool kQueryInShared_>
+template<class Arch, class T_, int kHeadDim_, int kHeads_, bool kQueryInShared_>
 struct DecodeImpl {
     using T = T_;
     static constexpr int kHeadDim = kHeadDim_;
@@ -27,23 +27,26 @@ struct DecodeImpl {
     static constexpr int kValueWords = kHeadDim % 64 ? 2 : 4;  // words of one read of V: 16 bytes where the lanes fill lines with them
     static constexpr int kValueLoads = kHeadDim / 16 / kValueWords;
     static constexpr int kDimTiles = kHeadDim / 16;
-    // Reads in flight, as far as O leaves registers for them.
-    static constexpr int kKeyAhead = kQueryInShared ? 1 : kKeyLoads < 4 ? kKeyLoads : 4;
-    static constexpr int kValueAhead = kQueryInShared || kValueLoads < 2 ? 1 : 2;
+    // Reads in flight, as far as O, and a tile that waits in registers, leave registers for them.
+    static constexpr int kMostKeys = Arch::kTurns ? 2 : 4;
+    static constexpr int kKeyAhead = kQueryInShared ? 1 : kKeyLoads < kMostKeys ? kKeyLoads : kMostKeys;
+    static constexpr int kValueAhead = kQueryInShared || Arch::kTurns || kValueLoads < 2 ? 1 : 2;
 
-    static constexpr int kSlotBytes = 2 * kTileBytes;  // K, V
+    static constexpr bool kOneSlot = Arch::kTurns;  // V stands where K stood
+    static constexpr int kValueOffset = kOneSlot ? 0 : kTileBytes;
+    static constexpr int kSlotBytes = kValueOffset + kTileBytes;  // K, V
 
     using SmemLayoutK = PairRowSwizzle<kRowChunks>;
     using SmemLayoutV = QuadRowSwizzle<kRowChunks>;
 
-    template<int Index>
-    using GmemIter =
-        Sm80WarpGmemIterator<T, WarpLinearMap<kRowChunks * CTA_S>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>;
+    template<template<class, class, class, int> class Iterator, int Index>
+    using GmemIter = Iterator<T, WarpLinearMap<kRowChunks * CTA_S>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>;
 
-    static DEVICE void SetSmem(GmemIter<kKeyData>& k, GmemIter<kValueData>& v, u32 ring)
+    template<class GmemIterK, class GmemIterV>
+    static DEVICE void SetSmem(GmemIterK& k, GmemIterV& v, u32 ring)
     {
         k.SetSmem(ring);
-        v.SetSmem(ring + kTileBytes);
+        v.SetSmem(ring + kValueOffset);
     }
 
     using Softmax = DecodeSoftmax<T, 1, kHeadTiles, kDimTiles>;
@@ -140,8 +143,8 @@ struct DecodeImpl {
                             w[0] = query.frag_q[2 * (j0 + j)][n][0], w[1] = query.frag_q[2 * (j0 + j)][n][1];
                             w[2] = query.frag_q[2 * (j0 + j) + 1][n][0], w[3] = query.frag_q[2 * (j0 + j) + 1][n][1];
                         }
-                        mma_m16n8k16<T>(frag_s[0][n], {even[0], odd[0], even[1], odd[1]}, {w[0], w[1]});
-                        mma_m16n8k16<T>(frag_s[0][n], {even[2], odd[2], even[3], odd[3]}, {w[2], w[3]});
+                        mma_k16<Arch, T>(frag_s[0][n], {even[0], odd[0], even[1], odd[1]}, {w[0], w[1]});
+                        mma_k16<Arch, T>(frag_s[0][n], {even[2], odd[2], even[3], odd[3]}, {w[2], w[3]});
                     }
                 }
             }
@@ -179,7 +182,7 @@ struct DecodeImpl {
 
     static DEVICE void ComputePV(State& state, const FragP& frag_p, u32 slot, int from, int to, int g, int t)
     {
-        const SmemIterV smem_v{slot + kTileBytes, g, t};
+        const SmemIterV smem_v{slot + kValueOffset, g, t};
         constexpr int kAhead = kValueAhead;
 #pragma unroll
         for (int j0 = 0; j0 < kValueLoads; j0 += kAhead) {
@@ -217,7 +220,7 @@ struct DecodeImpl {
                                           prmt(v[1][w], v[3][w], 0x7632)};
 #pragma unroll
                         for (int n = 0; n < kHeadTiles; ++n) {
-                            mma_m16n8k16<T>(state.frag_o[(j0 + j) * kValueWords + w][n], a, frag_p[n]);
+                            mma_k16<Arch, T>(state.frag_o[(j0 + j) * kValueWords + w][n], a, frag_p[n]);
                         }
                     }
                 }

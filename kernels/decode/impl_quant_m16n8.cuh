@@ -3,15 +3,15 @@
 // Lane l is (g, t) = (l / 4, l % 4) and owns K's keys 4g .. 4g + 3, V's 8t .. 8t + 7. Row g of tile m is key 4g + 2m, row g + 8 the next.
 #pragma once
 
-#include "core/family_sm80.cuh"
-#include "decode/softmax.cuh"
-#include "iterator/gmem_sm80.cuh"
+#include "core/mma_k16.cuh"
+#include "decode/softmax_m16n8.cuh"
+#include "iterator/iterator.cuh"
+#include "iterator/thread_map.cuh"
 #include "ptx/memory.cuh"
-#include "ptx/mma.cuh"
 #include "quant/codes.cuh"
 #include "smem/swizzle.cuh"
 
-template<class T_, int kBits, int kHeadDim_, int kHeads_, bool kQueryInShared_, bool kFewRegisters_>
+template<class Arch, class T_, int kBits, int kHeadDim_, int kHeads_, bool kQueryInShared_, bool kFewRegisters_>
 struct DecodeQuantImpl {
     using T = T_;
     using Code = Codes<T, kBits>;
@@ -42,7 +42,10 @@ struct DecodeQuantImpl {
 
     static constexpr int kTileBytes = CTA_S * kRowBytes;
     static constexpr int kParamTileBytes = CTA_S * 2 * sizeof(T);
-    static constexpr int kSlotBytes = 2 * kTileBytes + 2 * kParamTileBytes;  // K, V, K's parameters, V's parameters
+    static constexpr bool kOneSlot = Arch::kTurns;  // V stands where K stood
+    static constexpr int kValueOffset = kOneSlot ? 0 : kTileBytes;
+    static constexpr int kParamOffset = kValueOffset + kTileBytes;
+    static constexpr int kSlotBytes = kParamOffset + 2 * kParamTileBytes;  // K, V, K's parameters, V's parameters
 
     using SmemLayoutK = CodeKeySwizzle<kRowChunks, kLaneKeys, kKeyWords>;
     using SmemLayoutV = CodeValueSwizzle<kRowChunks, kLaneKeys>;
@@ -50,16 +53,16 @@ struct DecodeQuantImpl {
         static DEVICE int offset(int index) { return index * kChunkBytes; }
     };
 
-    template<int Index>
+    template<template<class, class, class, int> class Iterator, int Index>
     using GmemIter = CombinedIterator<
-        Sm80WarpGmemIterator<u8, WarpLinearMap<kRowChunks * CTA_S>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>,
-        Sm80WarpGmemIterator<T, WarpLinearMap<kParamTileBytes / kChunkBytes>, SmemLayoutParam,
-                             Index == kKeyData ? kKeyParam : kValueParam>>;
+        Iterator<u8, WarpLinearMap<kRowChunks * CTA_S>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>,
+        Iterator<T, WarpLinearMap<kParamTileBytes / kChunkBytes>, SmemLayoutParam, Index == kKeyData ? kKeyParam : kValueParam>>;
 
-    static DEVICE void SetSmem(GmemIter<kKeyData>& k, GmemIter<kValueData>& v, u32 ring)
+    template<class GmemIterK, class GmemIterV>
+    static DEVICE void SetSmem(GmemIterK& k, GmemIterV& v, u32 ring)
     {
-        k.SetSmem(ring, ring + 2 * kTileBytes);
-        v.SetSmem(ring + kTileBytes, ring + 2 * kTileBytes + kParamTileBytes);
+        k.SetSmem(ring, ring + kParamOffset);
+        v.SetSmem(ring + kValueOffset, ring + kParamOffset + kParamTileBytes);
     }
 
     using Softmax = DecodeSoftmax<T, kKeyTiles, kHeadTiles, kDimTiles>;
@@ -165,7 +168,7 @@ struct DecodeQuantImpl {
                         }
 #pragma unroll
                         for (int m = 0; m < kKeyTiles; ++m) {
-                            mma_m16n8k16<T>(frag_s[m][n], {pairs[2 * m][0], pairs[2 * m + 1][0], pairs[2 * m][1], pairs[2 * m + 1][1]}, q);
+                            mma_k16<Arch, T>(frag_s[m][n], {pairs[2 * m][0], pairs[2 * m + 1][0], pairs[2 * m][1], pairs[2 * m + 1][1]}, q);
                         }
                     }
                 }
@@ -180,7 +183,7 @@ struct DecodeQuantImpl {
                                 bool fresh, int g, int t)
     {
         u32 param[kLaneKeys];
-        ld_shared(param, slot + 2 * kTileBytes + g * kLaneKeys * 4);
+        ld_shared(param, slot + kParamOffset + g * kLaneKeys * 4);
         if (p.softcap_in != 0.f) {
             Scale(frag_s, state, query, param, 1.f, 0.f);
 #pragma unroll
@@ -241,7 +244,7 @@ struct DecodeQuantImpl {
                 frag_p[n][u + 1] = mul_rn_x2<T>(frag_p[n][u + 1], scale1);
             }
         }
-        const u32 tile = slot + kTileBytes;
+        const u32 tile = slot + kValueOffset;
 #pragma unroll
         for (int j = 0; j < kValueLoads; ++j) {
             u32 frag_v[kKeys][kValueWords];
@@ -345,7 +348,7 @@ private:
     {
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {
-            mma_m16n8k16<T>(state.frag_o[tile][n], a, {frag_p[n][u], frag_p[n][u + 1]});
+            mma_k16<Arch, T>(state.frag_o[tile][n], a, {frag_p[n][u], frag_p[n][u + 1]});
         }
     }
 
@@ -353,12 +356,12 @@ private:
     static DEVICE void ZeroSum(State& state, int n, u32 zero0, u32 zero1, const FragP& frag_p, int u)
     {
         float sum[4] = {state.frag_l[n][0], state.frag_l[n][1], 0.f, 0.f};
-        mma_m16n8k16<T>(sum, {zero0, 0, zero1, 0}, {frag_p[n][u], frag_p[n][u + 1]});
+        mma_k16<Arch, T>(sum, {zero0, 0, zero1, 0}, {frag_p[n][u], frag_p[n][u + 1]});
         state.frag_l[n][0] = sum[0];
         state.frag_l[n][1] = sum[1];
     }
 
-    static DEVICE u32 value_param(u32 slot, int key) { return slot + 2 * kTileBytes + kParamTileBytes + key * 4; }
+    static DEVICE u32 value_param(u32 slot, int key) { return slot + kParamOffset + kParamTileBytes + key * 4; }
 
     // Parameters of V outside [from, to) may hold NaN, which a zero probability would not silence; codes are always finite.
     static DEVICE void ClearValueParams(u32 slot, int key, int from, int to)
