@@ -168,8 +168,9 @@ class KernelSpec(Footprint):
         assert self.cta_q is not None
         if self.cta_q % (16 * self.warps):
             raise ArgumentError(f"`cta_q` must be a multiple of 16 rows for each of {self.warps} warps; got {self.cta_q}.")
-        if self.cta_s not in (32, 64):
-            raise ArgumentError(f"`cta_s` of a prefill kernel must be 32 or 64; got {self.cta_s}.")
+        tiles = (32, 64) if self.family == "sm80" else (16, 32, 64)
+        if self.cta_s not in tiles:
+            raise ArgumentError(f"`cta_s` of the {str(self.family).upper()} family's prefill kernel must be one of {tiles}; got {self.cta_s}.")
         if self.stages not in ((2,) if self.family == "sm80" else (1, 2)):
             known = "2" if self.family == "sm80" else "1 (V stands where K stood) or 2"
             raise ArgumentError(f"`stages` of the {str(self.family).upper()} family's prefill kernel must be {known}; got {self.stages}.")

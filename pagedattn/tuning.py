@@ -139,7 +139,7 @@ PREFILL_M16N8K8: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
         96: PrefillTile(8, 128, 64, 1),
         128: PrefillTile(8, 128, 32, 1),
         192: PrefillTile(8, 128, 32, 1, stages=1),
-        256: PrefillTile(4, 64, 32, 1, stages=1),
+        256: PrefillTile(4, 64, 16, 1),
     }.items()
 }
 PREFILL_M8N8K4: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {

@@ -74,11 +74,12 @@ private:
     DEVICE void Turn(const Params& p, TileSource& source, const SmemIterQ& iter_q, const Place& place, int tile, bool more)
     {
         const bool some = !masked || !p.causal || tile * CTA_S <= place.last;  // else no row of this warp keeps a key
+        const int lane = opaque(place.lane);
         typename Impl::FragS frag_s;
         source.template LoadV<masked>(place.klen);
         __syncthreads();  // K is there, and the last V is used up
         if (some) {
-            Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{source.smem_k_, place.lane});
+            Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{source.smem_k_, lane});
         }
         if (TileSource::kTurns) {
             __syncthreads();  // K is used up
@@ -98,7 +99,7 @@ private:
         }
         __syncthreads();  // V is there, and K is used up
         if (some) {
-            Impl::ComputePV(frag_o, frag_l, frag_s, frag_m, typename Impl::SmemIterV{source.smem_v_, place.lane}, p.qk_scale);
+            Impl::ComputePV(frag_o, frag_l, frag_s, frag_m, typename Impl::SmemIterV{source.smem_v_, lane}, p.qk_scale);
         }
         if (TileSource::kTurns) {
             __syncthreads();  // V is used up
