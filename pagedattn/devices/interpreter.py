@@ -139,7 +139,7 @@ class InterpreterDevice(Device):
         spec, grid, params = launch
         if not grid:
             return
-        if self._workspace is not None and spec.op == "decode":
+        if self._workspace is not None and spec.op in ("decode", "prefill"):
             arrays = {**arrays, "partial_o": self._workspace[0], "partial_count": self._workspace[1]}
             writable = (*writable, "partial_o", "partial_count")
         memory = ptx.GlobalMemory(arrays, writable)
