@@ -118,7 +118,7 @@ def _cache_values(problem: Problem, device: Target) -> dict[str, Any]:
         "cu_seqlens_k": address(batch.cu_seqlens_k),
         "block_bytes": layout.block_bytes,
         "k_base": base + k_rows.base,
-        "v_base": base + layout.v_rows.base,
+        "v_offset": layout.v_rows.base - k_rows.base,
         "head_bytes": k_rows.per_head,
         **(_param_values(problem) if layout.quantised else {}),
         "block_len_log2": layout.block_len.bit_length() - 1,
@@ -131,7 +131,7 @@ def _cache_values(problem: Problem, device: Target) -> dict[str, Any]:
 def _param_values(problem: Problem) -> dict[str, Any]:
     k_params, v_params = problem.layout.k_params, problem.layout.v_params
     base = problem.layer * k_params.per_layer
-    return {"k_param_base": base + k_params.base, "v_param_base": base + v_params.base, "param_head_bytes": k_params.per_head}
+    return {"k_param_base": base + k_params.base, "v_param_offset": v_params.base - k_params.base, "param_head_bytes": k_params.per_head}
 
 
 def _query_values(problem: Problem, device: Target) -> dict[str, Any]:

@@ -85,8 +85,8 @@ class Footprint:
 
     @property
     def few_registers(self) -> bool:
-        """Decode from codes: addresses are recomputed rather than kept where packs, heads or cuts need the registers."""
-        return (self.heads or 0) > 8 or self.head_dim > 192 or self.splits == "cut"
+        """Decode from codes: addresses are recomputed rather than kept where packs, heads, cuts or waiting tiles need the registers."""
+        return self.family == "sm70" or (self.heads or 0) > 8 or self.head_dim > 192 or self.splits == "cut"
 
     @property
     def shared_pieces(self) -> int:

@@ -150,7 +150,10 @@ class KernelSpec(Footprint):
         tile = 32 if self.quantised or self.mma == "m8n8k4" else 16
         if self.cta_s not in (None, tile):
             raise ArgumentError(f"`cta_s` of this decode kernel must be {tile}; got {self.cta_s}.")
-        rows = tuning.DECODE_OF[str(self.mma)].get((self.head_dim, self.heads, dtypes.of(self.kv_dtype).bits))
+        key = (self.head_dim, self.heads, dtypes.of(self.kv_dtype).bits)
+        rows = tuning.DECODE_OF[str(self.mma)].get(key)
+        if self.splits == "cut":
+            rows = tuning.DECODE_CUTS.get((str(self.mma), *key), rows)
         if rows is None:
             raise UnsupportedError(f"a pack must be of 8 heads for head_dim {self.head_dim} in {self.kv_dtype}; got heads={self.heads}.")
         self._take(rows)

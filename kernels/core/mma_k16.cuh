@@ -17,34 +17,35 @@ struct MmaK16;
 
 template<class T>
 struct MmaK16<arch::Sm80, T> {
-    static DEVICE void add(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_m16n8k16<T>(d, a, b); }
-    static DEVICE void set(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_m16n8k16_zero<T>(d, a, b); }
+    static DEVICE void run(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const float (&c)[4]) { mma_m16n8k16<T>(d, a, b, c); }
 };
 
 template<class T>
 struct MmaK16<arch::Sm70, T> {
-    static DEVICE void add(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
+    static DEVICE void run(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const float (&c)[4])
     {
-        mma_m16n8k8<T>(d, {a[0], a[1]}, b[0]);
-        mma_m16n8k8<T>(d, {a[2], a[3]}, b[1]);
-    }
-    static DEVICE void set(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
-    {
-        mma_m16n8k8_zero<T>(d, {a[0], a[1]}, b[0]);
-        mma_m16n8k8<T>(d, {a[2], a[3]}, b[1]);
+        mma_m16n8k8<T>(d, {a[0], a[1]}, b[0], c);
+        mma_m16n8k8<T>(d, {a[2], a[3]}, b[1], d);
     }
 };
+
+// d = a b + c
+template<class Arch, class T>
+DEVICE void mma_k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const float (&c)[4])
+{
+    MmaK16<Arch, T>::run(d, a, b, c);
+}
 
 // d += a b
 template<class Arch, class T>
 DEVICE void mma_k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
 {
-    MmaK16<Arch, T>::add(d, a, b);
+    mma_k16<Arch, T>(d, a, b, d);
 }
 
 // d = a b
 template<class Arch, class T>
 DEVICE void mma_k16_zero(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
 {
-    MmaK16<Arch, T>::set(d, a, b);
+    mma_k16<Arch, T>(d, a, b, {0.f, 0.f, 0.f, 0.f});
 }

@@ -17,7 +17,7 @@ struct DecodeImpl {
     static constexpr int kHeadDim = kHeadDim_;
     static constexpr int kHeads = kHeads_;
     static constexpr bool kQueryInShared = kQueryInShared_;
-    static constexpr bool kFewRegisters = kQueryInShared;  // recompute addresses rather than keep them
+    static constexpr bool kFewRegisters = kQueryInShared || Arch::kTurns;  // recompute addresses rather than keep them
     static constexpr int CTA_S = 16;
     static constexpr int kRowBytes = kHeadDim * sizeof(T);
     static constexpr int kRowChunks = kRowBytes / kChunkBytes;
@@ -28,22 +28,25 @@ struct DecodeImpl {
     static constexpr int kValueLoads = kHeadDim / 16 / kValueWords;
     static constexpr int kDimTiles = kHeadDim / 16;
     // Reads in flight, as far as O, and a tile that waits in registers, leave registers for them.
+    static constexpr int kWaiting = kHeads * kHeadDim > 16 * 192 ? 2 : 8;
     static constexpr int kMostKeys = Arch::kTurns ? 2 : 4;
     static constexpr int kKeyAhead = kQueryInShared ? 1 : kKeyLoads < kMostKeys ? kKeyLoads : kMostKeys;
     static constexpr int kValueAhead = kQueryInShared || Arch::kTurns || kValueLoads < 2 ? 1 : 2;
 
-    static constexpr bool kOneSlot = Arch::kTurns;  // V stands where K stood
-    static constexpr int kValueOffset = kOneSlot ? 0 : kTileBytes;
+    static constexpr int kValueOffset = Arch::kTurns ? 0 : kTileBytes;
     static constexpr int kSlotBytes = kValueOffset + kTileBytes;  // K, V
 
     using SmemLayoutK = PairRowSwizzle<kRowChunks>;
     using SmemLayoutV = QuadRowSwizzle<kRowChunks>;
 
-    template<template<class, class, class, int> class Iterator, int Index>
-    using GmemIter = Iterator<T, WarpLinearMap<kRowChunks * CTA_S>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>;
+    using Map = WarpLinearMap<kRowChunks * CTA_S, kWaiting>;
+    template<class Iterators>
+    using GmemIterK = typename Iterators::template Data<T, Map, SmemLayoutK, kKeyData>;
+    template<class Iterators>
+    using GmemIterV = typename Iterators::template Data<T, Map, SmemLayoutV, kValueData>;
 
-    template<class GmemIterK, class GmemIterV>
-    static DEVICE void SetSmem(GmemIterK& k, GmemIterV& v, u32 ring)
+    template<class IterK, class IterV>
+    static DEVICE void SetSmem(IterK& k, IterV& v, u32 ring)
     {
         k.SetSmem(ring);
         v.SetSmem(ring + kValueOffset);
@@ -67,21 +70,22 @@ struct DecodeImpl {
 
     // smem_ is the address of the lane's first chunk.
     struct SmemIterK: BaseSmemIterator<T, SmemLayoutK> {
-        DEVICE SmemIterK(u32 tile, int g, int t): BaseSmemIterator<T, SmemLayoutK>(tile + SmemLayoutK::lane_base(g, t)) {}
+        DEVICE SmemIterK(u32 tile, int g, int t): BaseSmemIterator<T, SmemLayoutK>(tile + SmemLayoutK::group_offset(g, t * kChunkBytes)) {}
 
         // 16 bytes of key 2g + odd.
-        DEVICE void Load(u32 (&d)[4], int odd, int j) const { ld_shared(d, SmemLayoutK::step(this->smem_, odd * (kRowChunks / 4) + j)); }
+        DEVICE void Load(u32 (&d)[4], int odd, int j) const { ld_shared(d, line_step(this->smem_, odd * kRowBytes + j * 4 * kChunkBytes)); }
     };
 
     struct SmemIterV: BaseSmemIterator<T, SmemLayoutV> {
-        DEVICE SmemIterV(u32 tile, int g, int t)
-            : BaseSmemIterator<T, SmemLayoutV>(
-                  tile + (kValueWords == 4 ? SmemLayoutV::lane_base(g, t) : SmemLayoutV::lane_base(g / 2, t) + g % 2 * 8))
-        {}
+        static constexpr int kReadBytes = kValueWords * 4;
+
+        DEVICE SmemIterV(u32 tile, int g, int t): BaseSmemIterator<T, SmemLayoutV>(tile + SmemLayoutV::group_offset(t, g * kReadBytes)) {}
 
         // kValueWords words of key 4t + k.
-        DEVICE void Load(u32 (&d)[4], int k, int j) const { ld_shared(d, SmemLayoutV::step(this->smem_, k * (kRowChunks / 4) + 2 * j)); }
-        DEVICE void Load(u32 (&d)[2], int k, int j) const { ld_shared(d, SmemLayoutV::step(this->smem_, k * (kRowChunks / 4) + j)); }
+        DEVICE void Load(u32 (&d)[kValueWords], int k, int j) const
+        {
+            ld_shared(d, line_step(this->smem_, k * kRowBytes + j * 8 * kReadBytes));
+        }
     };
 
     // Q rows of `heads` heads from global memory; the other columns are zero.
@@ -97,7 +101,7 @@ struct DecodeImpl {
             for (int j = 0; j < kKeyLoads; ++j) {
                 const uint4 w = head < heads ? *(const uint4*)(row + j * 4 * kChunkBytes) : make_uint4(0, 0, 0, 0);
                 if constexpr (kQueryInShared) {
-                    st_shared_v4(QuadStep::step(smem_q + query_base(head, t), j), {w.x, w.y, w.z, w.w});
+                    st_shared_v4(line_step(smem_q + query_base(head, t), j * 4 * kChunkBytes), {w.x, w.y, w.z, w.w});
                 }
                 else {
                     query.frag_q[2 * j][n][0] = w.x;
@@ -137,7 +141,7 @@ struct DecodeImpl {
                     for (int n = 0; n < kHeadTiles; ++n) {
                         u32 w[4];
                         if constexpr (kQueryInShared) {
-                            ld_shared(w, QuadStep::step(smem_q + query_base(8 * n + g, t), j0 + j));
+                            ld_shared(w, line_step(smem_q + query_base(8 * n + g, t), (j0 + j) * 4 * kChunkBytes));
                         }
                         else {
                             w[0] = query.frag_q[2 * (j0 + j)][n][0], w[1] = query.frag_q[2 * (j0 + j)][n][1];
@@ -156,15 +160,17 @@ struct DecodeImpl {
     static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, const Params& p, int from, int to,
                                 bool fresh, int g, int)
     {
-        constexpr float kShift = 4.f;
-        if (p.softcap_in != 0.f) {
+        if (from > 0 || to < CTA_S || p.softcap_in != 0.f) {  // rare
+            if (p.softcap_in != 0.f) {
 #pragma unroll
-            for (int n = 0; n < kHeadTiles; ++n) {
+                for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    frag_s[0][n][i] = softcap(p, frag_s[0][n][i]);
+                    for (int i = 0; i < 4; ++i) {
+                        frag_s[0][n][i] = softcap(p, frag_s[0][n][i]);
+                    }
                 }
             }
+            Softmax::Mask(frag_s, from, to, g);
         }
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {
@@ -173,10 +179,7 @@ struct DecodeImpl {
                 frag_s[0][n][i] = fmaf(frag_s[0][n][i], p.qk_scale, -state.frag_m[n][i & 1]);
             }
         }
-        if (from > 0 || to < CTA_S) {
-            Softmax::Mask(frag_s, from, to, g);
-        }
-        Softmax::MoveReference(frag_s, state, fresh, false, kShift);
+        Softmax::MoveReference(frag_s, state, fresh);
         Softmax::Exponentials(frag_p, frag_s, state);
     }
 

@@ -34,35 +34,34 @@ struct DecodeQuantImpl {
     static constexpr int kKeyWords = widest(kLaneKeyWords);
     static constexpr int kKeyLoads = kLaneKeyWords / kKeyWords;
     static constexpr int kSteps = kLaneKeyWords * kWordSteps;
-    static constexpr int kLaneValueWords = kRowBytes / 32;  // of a row of V, whole words
-    static constexpr bool kHalfWord = kRowBytes % 32 != 0;  // and then half a word: two lanes share it
-    static constexpr int kValueWords = kQueryInShared && kLaneValueWords % 2 == 0 ? 2 : widest(kLaneValueWords);
+    static constexpr int kLaneValueWords = kRowBytes / 32;                         // of a row of V, whole words
+    static constexpr bool kHalfWord = kRowBytes % 32 != 0;                         // and then half a word: two lanes share it
+    static constexpr bool kNarrow = Arch::kTurns && kHeads * kHeadDim >= 16 * 96;  // a tile waits in the registers that O leaves
+    static constexpr int kWaiting = kNarrow ? (kBits == 8 && kHeads * kHeadDim >= 16 * 128 ? 2 : 4) : 8;
+    static constexpr int kValueWords = (kQueryInShared || kNarrow) && kLaneValueWords % 2 == 0 ? 2 : widest(kLaneValueWords);
     static constexpr int kValueLoads = kLaneValueWords / kValueWords;
     static constexpr int kWholeTiles = kLaneValueWords * kWordTiles;
 
     static constexpr int kTileBytes = CTA_S * kRowBytes;
     static constexpr int kParamTileBytes = CTA_S * 2 * sizeof(T);
-    static constexpr bool kOneSlot = Arch::kTurns;  // V stands where K stood
-    static constexpr int kValueOffset = kOneSlot ? 0 : kTileBytes;
+    static constexpr int kValueOffset = Arch::kTurns ? 0 : kTileBytes;
     static constexpr int kParamOffset = kValueOffset + kTileBytes;
     static constexpr int kSlotBytes = kParamOffset + 2 * kParamTileBytes;  // K, V, K's parameters, V's parameters
 
     using SmemLayoutK = CodeKeySwizzle<kRowChunks, kLaneKeys, kKeyWords>;
     using SmemLayoutV = CodeValueSwizzle<kRowChunks, kLaneKeys>;
-    struct SmemLayoutParam {
-        static DEVICE int offset(int index) { return index * kChunkBytes; }
-    };
+    using Map = WarpLinearMap<kRowChunks * CTA_S, kWaiting>;
+    template<class Iterators>  // K brings the parameters of both
+    using GmemIterK =
+        CombinedIterator<typename Iterators::template Data<u8, Map, SmemLayoutK, kKeyData>, typename Iterators::template Params<T, CTA_S>>;
+    template<class Iterators>
+    using GmemIterV = typename Iterators::template Data<u8, Map, SmemLayoutV, kValueData>;
 
-    template<template<class, class, class, int> class Iterator, int Index>
-    using GmemIter = CombinedIterator<
-        Iterator<u8, WarpLinearMap<kRowChunks * CTA_S>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>,
-        Iterator<T, WarpLinearMap<kParamTileBytes / kChunkBytes>, SmemLayoutParam, Index == kKeyData ? kKeyParam : kValueParam>>;
-
-    template<class GmemIterK, class GmemIterV>
-    static DEVICE void SetSmem(GmemIterK& k, GmemIterV& v, u32 ring)
+    template<class IterK, class IterV>
+    static DEVICE void SetSmem(IterK& k, IterV& v, u32 ring)
     {
         k.SetSmem(ring, ring + kParamOffset);
-        v.SetSmem(ring + kValueOffset, ring + kParamOffset + kParamTileBytes);
+        v.SetSmem(ring + kValueOffset);
     }
 
     using Softmax = DecodeSoftmax<T, kKeyTiles, kHeadTiles, kDimTiles>;
@@ -132,20 +131,14 @@ struct DecodeQuantImpl {
 
     static DEVICE void ComputeQK(FragS& frag_s, const Query& query, u32 smem_q, u32 slot, int g, int t)
     {
-#pragma unroll
-        for (int m = 0; m < kKeyTiles; ++m) {
-#pragma unroll
-            for (int n = 0; n < kHeadTiles; ++n) {
-                frag_s[m][n][0] = frag_s[m][n][2] = query.bias[n][0];
-                frag_s[m][n][1] = frag_s[m][n][3] = query.bias[n][1];
-            }
-        }
+        const u32 lane_base = slot + SmemLayoutK::group_offset(g, t * 4 * kKeyWords);
 #pragma unroll
         for (int j = 0; j < kKeyLoads; ++j) {
             u32 frag_k[kLaneKeys][kKeyWords];
 #pragma unroll
             for (int k = 0; k < kLaneKeys; ++k) {
-                ld_shared(frag_k[k], slot + SmemLayoutK::group_offset(g, k * kRowBytes + (4 * j + t) * 4 * kKeyWords));
+                const int further = k * kRowBytes + j * 16 * kKeyWords;
+                ld_shared(frag_k[k], SmemLayoutK::kWholeLines ? line_step(lane_base, further) : lane_base + further);
             }
 #pragma unroll
             for (int w = 0; w < kKeyWords; ++w) {
@@ -168,7 +161,14 @@ struct DecodeQuantImpl {
                         }
 #pragma unroll
                         for (int m = 0; m < kKeyTiles; ++m) {
-                            mma_k16<Arch, T>(frag_s[m][n], {pairs[2 * m][0], pairs[2 * m + 1][0], pairs[2 * m][1], pairs[2 * m + 1][1]}, q);
+                            const u32 a[4] = {pairs[2 * m][0], pairs[2 * m + 1][0], pairs[2 * m][1], pairs[2 * m + 1][1]};
+                            if (step == 0) {
+                                mma_k16<Arch, T>(frag_s[m][n], a, q,
+                                                 {query.bias[n][0], query.bias[n][1], query.bias[n][0], query.bias[n][1]});
+                            }
+                            else {
+                                mma_k16<Arch, T>(frag_s[m][n], a, q);
+                            }
                         }
                     }
                 }
@@ -182,37 +182,36 @@ struct DecodeQuantImpl {
     static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query& query, u32 slot, const Params& p, int from, int to,
                                 bool fresh, int g, int t)
     {
-        u32 param[kLaneKeys];
+        u32 param[kLaneKeys], mine[1];
         ld_shared(param, slot + kParamOffset + g * kLaneKeys * 4);
-        if (p.softcap_in != 0.f) {
-            Scale(frag_s, state, query, param, 1.f, 0.f);
+        ld_shared(mine, value_param(slot, 4 * g + t));
+        if (from > 0 || to < CTA_S || p.softcap_in != 0.f) {  // rare
+            if (p.softcap_in != 0.f) {
+                Scale(frag_s, state, query, param, 1.f, 0.f);
 #pragma unroll
-            for (int m = 0; m < kKeyTiles; ++m) {
+                for (int m = 0; m < kKeyTiles; ++m) {
 #pragma unroll
-                for (int n = 0; n < kHeadTiles; ++n) {
+                    for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        frag_s[m][n][i] = fmaf(softcap(p, frag_s[m][n][i]), p.qk_scale, -state.frag_m[n][i & 1]);
+                        for (int i = 0; i < 4; ++i) {
+                            frag_s[m][n][i] = fmaf(softcap(p, frag_s[m][n][i]), p.qk_scale, -state.frag_m[n][i & 1]);
+                        }
                     }
                 }
             }
+            else {
+                Scale(frag_s, state, query, param, p.qk_scale, 1.f);
+            }
+            Softmax::Mask(frag_s, from, to, g);
+            ClearValueParam(slot, mine[0], 4 * g + t, from, to);
         }
         else {
             Scale(frag_s, state, query, param, p.qk_scale, 1.f);
         }
-        if (from > 0 || to < CTA_S) {
-            Softmax::Mask(frag_s, from, to, g);
-            ClearValueParams(slot, 4 * g + t, from, to);
-        }
         // P is multiplied by V's scale in T: 2^8 * 2^6 stays a float16; above that the reference is put 12 binary orders higher.
-        constexpr float kShift = 4.f, kLargeScale = 64.f;
-        bool large = false;
-        if constexpr (kFloat16) {
-            u32 mine[1];
-            ld_shared(mine, value_param(slot, 4 * g + t));
-            large = __any_sync(kFullWarp, fabsf(low_to_float<T>(mine[0])) > kLargeScale);
-        }
-        Softmax::MoveReference(frag_s, state, fresh, large, large ? kShift - 12.f : kShift);
+        constexpr float kLargeScale = 64.f, kLower = 12.f;
+        const bool large = kFloat16 && fabsf(low_to_float<T>(mine[0])) > kLargeScale;
+        Softmax::MoveReference(frag_s, state, fresh, large, kLower);
         Softmax::Exponentials(frag_p, frag_s, state);
     }
 
@@ -244,13 +243,15 @@ struct DecodeQuantImpl {
                 frag_p[n][u + 1] = mul_rn_x2<T>(frag_p[n][u + 1], scale1);
             }
         }
-        const u32 tile = slot + kValueOffset;
+        const u32 tile = slot + kValueOffset, lane_base = tile + SmemLayoutV::group_offset(t, g * 4 * kValueWords);
 #pragma unroll
         for (int j = 0; j < kValueLoads; ++j) {
             u32 frag_v[kKeys][kValueWords];
 #pragma unroll
             for (int k = 0; k < kKeys; ++k) {
-                ld_shared(frag_v[k], tile + SmemLayoutV::group_offset(t, k * kRowBytes + (8 * j + g) * 4 * kValueWords));
+                const int further = k * kRowBytes + j * 32 * kValueWords;
+                ld_shared(frag_v[k],
+                          kHalfWord ? tile + SmemLayoutV::group_offset(t, further + g * 4 * kValueWords) : line_step(lane_base, further));
             }
 #pragma unroll
             for (int w = 0; w < kValueWords; ++w) {
@@ -364,9 +365,10 @@ private:
     static DEVICE u32 value_param(u32 slot, int key) { return slot + kParamOffset + kParamTileBytes + key * 4; }
 
     // Parameters of V outside [from, to) may hold NaN, which a zero probability would not silence; codes are always finite.
-    static DEVICE void ClearValueParams(u32 slot, int key, int from, int to)
+    static DEVICE void ClearValueParam(u32 slot, u32& param, int key, int from, int to)
     {
         if (key < from || key >= to) {
+            param = 0;
             st_shared(value_param(slot, key), 0);
         }
         __syncwarp();

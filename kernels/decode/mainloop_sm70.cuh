@@ -16,8 +16,8 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
     static_assert(kStages == 1, "the next tile waits in registers");
 
     using CacheIter = typename CacheIterFactory::Iterator;
-    using GmemIterK = typename Impl::template GmemIter<Sm70WarpGmemIterator, kKeyData>;
-    using GmemIterV = typename Impl::template GmemIter<Sm70WarpGmemIterator, kValueData>;
+    using GmemIterK = typename Impl::template GmemIterK<Sm70WarpIterators>;
+    using GmemIterV = typename Impl::template GmemIterV<Sm70WarpIterators>;
     using State = typename Impl::State;
     // Whether a block's index is looked up before V has arrived: not where V's later portions need the block that it stands in.
     static constexpr bool kAhead = GmemIterV::portions() == 1;
@@ -46,8 +46,8 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
         __syncwarp();
     }
 
-    // Walks the units [place, end) and calls finish(state, place, first tile of the piece, whether the segment ends here) where a segment
-    // or the range ends.
+    // Walks the units [place, end) and calls finish(state, place, first tile of the piece) where a segment or the range ends; place.tile is
+    // then the end of the piece.
     template<class Params, class Place, class Finish>
     DEVICE void operator()(const Params& p, Place place, int end, u32 smem_slot, u32 smem_q, int lane_id, Finish&& finish) const
     {
@@ -55,75 +55,68 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
         GmemIterV gmem_v;
         Impl::SetSmem(gmem_k, gmem_v, smem_slot);
 
+        place.end_at(end);
         Place ahead = place;  // the tile to load
         PrefetchQ(p, ahead, lane_id);
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, ahead.slot / p.head_packs);
         cache.SetTile(ahead.first + ahead.tile, ahead.len);
-        bool more = ahead.unit() < end;
+        auto look_ahead = [&](int lane) {  // one tile further, so that the block index is there when it is needed
+            ++ahead.tile;
+            if (ahead.done()) {
+                ahead.leave(p, end);
+                if (!ahead.done()) {
+                    cache = CacheIterFactory::Create(p, ahead.b, ahead.slot / p.head_packs);
+                    PrefetchQ(p, ahead, lane);
+                }
+            }
+            cache.SetTile(min(ahead.first + ahead.tile, ahead.last()), ahead.len);
+        };
         typename GmemIterK::Fragment frag_k;
-        if (more) {
+        if (!ahead.done()) {
             Load(gmem_k, cache, frag_k, lane_id, 0);
             Save(gmem_k, cache, frag_k, lane_id);
         }
 
-        auto look_ahead = [&](int lane) {  // one tile further
-            ahead.next(p);
-            more = ahead.unit() < end;
-            if (more) {
-                if (ahead.tile == 0) {
-                    cache = CacheIterFactory::Create(p, ahead.b, ahead.slot / p.head_packs);
-                    PrefetchQ(p, ahead, lane);
-                }
-                cache.SetTile(ahead.first + ahead.tile, ahead.len);
-            }
-        };
-
         State state;
         typename Impl::Query query;
-        bool fresh = true;
-        int piece_first = 0;
-        while (more) {
-            const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id, g = lane / 4, t = lane % 4;
-            typename GmemIterV::Fragment frag_v;
-            Load(gmem_v, cache, frag_v, lane, 0);
-            if (fresh) {
+        for (; !place.done(); place.leave(p, end)) {
+            {
                 int heads;
                 const T* const q = query_of(p, place, heads);
-                Impl::LoadQ(query, smem_q, q, heads, p, g, t);
-                state.Clear();
-                piece_first = place.tile;
+                Impl::LoadQ(query, smem_q, q, heads, p, lane_id / 4, lane_id % 4);
             }
-            if constexpr (kAhead) {
-                look_ahead(lane);
-            }
-            typename Impl::FragS frag_s;
-            typename Impl::FragP frag_p;
-            Impl::ComputeQK(frag_s, query, smem_q, smem_slot, g, t);
-            __syncwarp();  // V may stand where K stood
-            Save(gmem_v, cache, frag_v, lane);
-
-            if constexpr (!kAhead) {
-                look_ahead(lane);
-            }
-            if (more) {
-                Load(gmem_k, cache, frag_k, lane, 0);
-            }
-
-            const int key = place.key();
-            const int from = p.window_size ? place.len - p.window_size - key : 0, to = place.len - key;
-            Impl::ComputeP(frag_p, frag_s, state, query, smem_slot, p, from, to, fresh, g, t);
-            Impl::ComputePV(state, frag_p, smem_slot, from, to, g, t);
-            __syncwarp();  // K may stand where V stood; with no tile left, the slot may become the piece's place
-            if (more) {
-                Save(gmem_k, cache, frag_k, lane);
-            }
-
-            fresh = place.tile + 1 == place.tiles;
-            if (fresh || !more) {
-                Impl::Finish(state);
-                finish(state, place, piece_first, fresh);
-            }
-            place.next(p);
+            state.Clear();
+            const int first = place.tile;
+            do {
+                const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id, g = lane / 4, t = lane % 4;
+                typename GmemIterV::Fragment frag_v;
+                Load(gmem_v, cache, frag_v, lane, 0);
+                if constexpr (kAhead) {
+                    look_ahead(lane);
+                }
+                typename Impl::FragS frag_s;
+                typename Impl::FragP frag_p;
+                Impl::ComputeQK(frag_s, query, smem_q, smem_slot, g, t);
+                __syncwarp();  // V may stand where K stood
+                Save(gmem_v, cache, frag_v, lane);
+                if constexpr (!kAhead) {
+                    look_ahead(lane);
+                }
+                if (!ahead.done()) {
+                    Load(gmem_k, cache, frag_k, lane, 0);
+                }
+                const int key = place.key();
+                const int from = p.window_size ? place.len - p.window_size - key : 0, to = place.len - key;
+                Impl::ComputeP(frag_p, frag_s, state, query, smem_slot, p, from, to, place.tile == first, g, t);
+                Impl::ComputePV(state, frag_p, smem_slot, from, to, g, t);
+                __syncwarp();  // K may stand where V stood; with no tile left, the slot may become the piece's place
+                if (!ahead.done()) {
+                    Save(gmem_k, cache, frag_k, lane);
+                }
+                ++place.tile;
+            } while (!place.done());
+            Impl::Finish(state);
+            finish(state, place, first);
         }
     }
 };

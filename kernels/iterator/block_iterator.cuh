@@ -18,8 +18,6 @@ struct BlockIterator {
     static constexpr int kParts = kHeld;
     static constexpr int kPartRows = CTA_S / kParts;
     BlockHead block_head_;
-    char* pool_;
-    i64 block_bytes_;
     const int* block_table_;  // of this sequence
     int block_len_log2_;
     int tile_;
@@ -31,8 +29,10 @@ struct BlockIterator {
         tile_ = tile;
 #pragma unroll
         for (int i = 0; i < kHeld; ++i) {
-            const int token = tile * CTA_S + i * kPartRows;
-            block_[i] = block_table_[(i ? min(token, len - 1) : token) >> block_len_log2_];
+            if (i == 0 || !Joined()) {
+                const int token = tile * CTA_S + i * kPartRows;
+                block_[i] = block_table_[(i ? min(token, len - 1) : token) >> block_len_log2_];
+            }
         }
     }
 
@@ -50,11 +50,11 @@ struct BlockIterator {
     // Whether the parts follow each other in one block.
     DEVICE bool Joined() const { return kParts == 1 || CTA_S <= 1 << block_len_log2_; }
 
-    // The address of row `row` of the tile; rows of a part that lies in one block follow each other.
+    // The address of row `row` of the tile, `bytes` further on; rows of a part that lies in one block follow each other.
     template<int Index>
-    DEVICE const char* OffsetPtr(int row) const
+    DEVICE const char* OffsetPtr(int row, int bytes = 0) const
     {
-        return At<Index>(block_[row / kPartRows], tile_ * CTA_S + row);
+        return At<Index>(block_[row / kPartRows], tile_ * CTA_S + row, bytes);
     }
 
     // The same for a part that spans blocks: each row looks its block up.
@@ -62,24 +62,23 @@ struct BlockIterator {
     DEVICE const char* SearchPtr(int row) const
     {
         const int token = tile_ * CTA_S + row;
-        return At<Index>(block_table_[token >> block_len_log2_], token);
+        return At<Index>(block_table_[token >> block_len_log2_], token, 0);
     }
 
 private:
     template<int Index>
-    DEVICE const char* At(int block, int token) const
+    DEVICE const char* At(int block, int token, int bytes) const
     {
-        char* const base = pool_ + block * block_bytes_;
         const int ti = token & ((1 << block_len_log2_) - 1);
         switch (Index) {
         case kKeyData:
-            return block_head_.k_data(base, ti);
+            return block_head_.k_data(block, ti, bytes);
         case kValueData:
-            return block_head_.v_data(base, ti);
+            return block_head_.v_data(block, ti, bytes);
         case kKeyParam:
-            return block_head_.k_param(base, ti);
+            return block_head_.k_param(block, ti, bytes);
         default:
-            return block_head_.v_param(base, ti);
+            return block_head_.v_param(block, ti, bytes);
         }
     }
 };
@@ -93,13 +92,7 @@ struct BlockIteratorFactory {
     template<class Params>
     static DEVICE Iterator Create(const Params& p, int batch_idx, int head_idx)
     {
-        return {Head{BlockLayout::of(p), head_idx},
-                p.pool,
-                p.block_bytes,
-                p.block_table + (i64)batch_idx * p.max_blocks,
-                p.block_len_log2,
-                0,
-                {}};
+        return {Head::of(p, head_idx), p.block_table + (i64)batch_idx * p.max_blocks, p.block_len_log2, 0, {}};
     }
 };
 

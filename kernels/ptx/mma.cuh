@@ -6,68 +6,50 @@
 
 #include "core/float16.cuh"
 
-// mma.sync.aligned.m16n8k16.row.col.f32.T.T.f32: d += a b
+// mma.sync.aligned.m16n8k16.row.col.f32.T.T.f32: d = a b + c
 template<class T>
-DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]);
+DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const float (&c)[4]);
 
 template<>
-DEVICE void mma_m16n8k16<half_t>(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
+DEVICE void mma_m16n8k16<half_t>(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const float (&c)[4])
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-template<>
-DEVICE void mma_m16n8k16<bfloat16_t>(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// The same from zero: d = a b.
-template<class T>
-DEVICE void mma_m16n8k16_zero(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]);
-
-template<>
-DEVICE void mma_m16n8k16_zero<half_t>(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
                  : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.f));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
 template<>
-DEVICE void mma_m16n8k16_zero<bfloat16_t>(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
+DEVICE void mma_m16n8k16<bfloat16_t>(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const float (&c)[4])
 {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
                  : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.f));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
-// PTX ISA 9.7.14.5.7 mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32: d += a b. A is the left half of m16n8k16's, B the upper.
+// d += a b
 template<class T>
-DEVICE void mma_m16n8k8(float (&d)[4], const u32 (&a)[2], u32 b);
-
-template<>
-DEVICE void mma_m16n8k8<half_t>(float (&d)[4], const u32 (&a)[2], u32 b)
+DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
 {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(b));
+    mma_m16n8k16<T>(d, a, b, d);
 }
 
-// The same from zero: d = a b.
+// d = a b
 template<class T>
-DEVICE void mma_m16n8k8_zero(float (&d)[4], const u32 (&a)[2], u32 b);
+DEVICE void mma_m16n8k16_zero(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
+{
+    mma_m16n8k16<T>(d, a, b, {0.f, 0.f, 0.f, 0.f});
+}
+
+// PTX ISA 9.7.14.5.7 mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32: d = a b + c. A is the left half of m16n8k16's, B the upper.
+template<class T>
+DEVICE void mma_m16n8k8(float (&d)[4], const u32 (&a)[2], u32 b, const float (&c)[4]);
 
 template<>
-DEVICE void mma_m16n8k8_zero<half_t>(float (&d)[4], const u32 (&a)[2], u32 b)
+DEVICE void mma_m16n8k8<half_t>(float (&d)[4], const u32 (&a)[2], u32 b, const float (&c)[4])
 {
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
                  : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(b), "f"(0.f));
+                 : "r"(a[0]), "r"(a[1]), "r"(b), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
 
 // PTX ISA 9.7.14.5.1 mma.sync.aligned.m8n8k4.row.{col, row}.f32.f16.f16.f32: d += a b, four products, one for each quad pair: lanes 4p .. 4p + 3 and
