@@ -20,10 +20,7 @@ struct PrefillFragments {
         for (int i = 0; i < kSlabs; ++i) {
 #pragma unroll
             for (int j = 0; j < 2 * kDimSteps; ++j) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    frag_o[i][j][e] = 0.f;
-                }
+                frag_o[i][j][0] = frag_o[i][j][1] = frag_o[i][j][2] = frag_o[i][j][3] = 0.f;
             }
             frag_m[i][0] = frag_m[i][1] = negative_infinity();
             frag_l[i][0] = frag_l[i][1] = 0.f;

@@ -1,26 +1,12 @@
 // A warp's arithmetic on a tile of keys: S = Q K^T, O += P V by m8n8k4. Of a slab of 16 query rows and 16 keys (32 dims) each quad pair
-// computes 8 x 8 (8 x 16). P reaches the pair that needs it by shuffles, never by shared memory.
-// Lane l: b0 = l%2, b1 = l/2%2, c = l/4%2 and r = l/8%2 (quad pair 2 r + c), u = l/16.
+// computes 8 x 8 (8 x 16). P reaches the pair that needs it by shuffles, never by shared memory. Lanes are named as in
+// prefill/smem_m8n8k4.cuh.
 #pragma once
 
 #include "core/family_sm70.cuh"
-#include "iterator/iterator.cuh"
 #include "prefill/fragments.cuh"
-#include "ptx/memory.cuh"
+#include "prefill/smem_m8n8k4.cuh"
 #include "ptx/mma.cuh"
-#include "smem/quad_pair.cuh"
-
-// The lane holds of a slab rows 8 r + 4 u + b0 and + 2. Pair array j (of 8 keys, or of half of 16 dims): keys 8 j + 4 c + 2 b1 and + 1.
-struct M8n8k4Map {
-    static constexpr int kRowStep = 2;
-    static constexpr int kRowLanes[2] = {2, 4};
-
-    static DEVICE int row(int lane) { return (lane & 8) + lane / 16 * 4 + (lane & 1); }
-    static DEVICE int key(int lane) { return lane & 6; }
-    // Dims 32 (j / 4) + 16 c + 8 (j % 2) + 4 (j / 2 % 2) + 2 b1: one 16-byte read of V feeds two products.
-    static DEVICE int chunk(int lane, int j) { return j / 4 * 4 + j % 2 + (lane & 4) / 2; }
-    static DEVICE int byte(int lane, int j) { return j / 2 % 2 * 8 + (lane & 2) * 2; }
-};
 
 template<class Arch, class T_, int kHeadDim_, int kSlabs_, int CTA_S_>
 struct PrefillImpl: PrefillFragments<T_, M8n8k4Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16> {
@@ -42,43 +28,9 @@ struct PrefillImpl: PrefillFragments<T_, M8n8k4Map, kSlabs_, CTA_S_ / 16, kHeadD
     using typename Base::FragRow;
     using typename Base::FragS;
 
-    // K as B by columns: column n of pair c is key n%4 + 4 c + 8 (n/4) of 16, so that eight lanes meet eight rows.
-    struct SmemIterK: BaseSmemIterator<T, SmemLayout> {
-        DEVICE SmemIterK(u32 tile, int lane): BaseSmemIterator<T, SmemLayout>(tile + SmemLayout::offset(lane % 8 + lane / 16 * 8, 0)) {}
-
-        // Keys [16 key, 16 key + 16), dims [8 chunk, 8 chunk + 8).
-        DEVICE void Load(u32 (&d)[4], int key, int chunk) const { ld_shared(d, SmemLayout::step(this->smem_, 16 * key, chunk)); }
-    };
-
-    struct SmemIterQ: BaseSmemIterator<T, SmemLayout> {
-        DEVICE SmemIterQ(u32 rows, int lane)
-            : BaseSmemIterator<T, SmemLayout>(rows + SmemLayout::offset((lane & 8) + lane / 16 * 4 + lane % 4, 0))
-        {}
-
-        DEVICE void Load(u32 (&d)[4], int slab, int chunk) const { ld_shared(d, SmemLayout::step(this->smem_, slab * kSlabRows, chunk)); }
-    };
-
-    // V as B by rows: row k of step `step` is key (k&1) + 2 step + 8 (k/2) + 4 c of 16, c the pair's own or the other one, whose P it takes.
-    struct SmemIterV: BaseSmemIterator<T, SmemLayout> {
-        u32 other_;
-        int lane_;
-
-        DEVICE SmemIterV(u32 tile, int lane)
-            : BaseSmemIterator<T, SmemLayout>(tile + SmemLayout::offset(row(lane) + (lane & 4), chunk(lane))),
-              other_(tile + SmemLayout::offset(row(lane) + (~lane & 4), chunk(lane))), lane_(lane)
-        {}
-
-        // Dims [32 dim + 16 c + 8 u, + 8).
-        template<bool kOther>
-        DEVICE void Load(u32 (&d)[4], int key, int step, int dim) const
-        {
-            ld_shared(d, SmemLayout::step(kOther ? other_ : this->smem_, 16 * key + 2 * step, 4 * dim));
-        }
-
-    private:
-        static DEVICE int row(int lane) { return (lane & 1) + (lane & 2) * 4; }
-        static DEVICE int chunk(int lane) { return (lane & 4) / 2 + lane / 16; }
-    };
+    using SmemIterK = QuadPairIterK<T, SmemLayout>;
+    using SmemIterQ = QuadPairIterQ<T, SmemLayout>;
+    using SmemIterV = QuadPairIterV<T, SmemLayout>;
 
     static DEVICE void ComputeQK(FragS& frag_s, const SmemIterQ& smem_q, const SmemIterK& smem_k)
     {
@@ -130,7 +82,8 @@ struct PrefillImpl: PrefillFragments<T_, M8n8k4Map, kSlabs_, CTA_S_ / 16, kHeadD
                 u32 p[2][2];  // (half of 16 keys) x row
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
-                    p[e / 2][e & 1] = Base::Exponentials(frag_s[i][2 * key + e / 2], e & 1, frag_l[i][e & 1], qk_scale, reference[i][e & 1]);
+                    const int h = e & 1;
+                    p[e / 2][h] = Base::Exponentials(frag_s[i][2 * key + e / 2], h, frag_l[i][h], qk_scale, reference[i][h]);
                 }
                 Arrange(own[i], other[i], p, smem_v.lane_ & 2);
             }
@@ -146,10 +99,7 @@ private:
         for (int i = 0; i < kSlabs; ++i) {
 #pragma unroll
             for (int j = 0; j < 2 * kKeySteps; ++j) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    frag_s[i][j][e] = 0.f;
-                }
+                frag_s[i][j][0] = frag_s[i][j][1] = frag_s[i][j][2] = frag_s[i][j][3] = 0.f;
             }
         }
     }

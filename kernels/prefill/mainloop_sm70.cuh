@@ -1,6 +1,5 @@
-// Prefill's main loop, SM70 family: from the last key tile to the first, in three phases: tiles that the sequence's end or the causal diagonal
-// cuts, whole ones, and those that the window cuts. V of a tile is on its way while its scores are computed, K of the next one during
-// softmax and P V.
+// Prefill's main loop, SM70 family: from the last key tile to the first, in three phases: tiles that the sequence's end or the diagonal
+// cuts, whole ones, and those that the window cuts. V of a tile is on its way during Q K^T, K of the next one during softmax and P V.
 #pragma once
 
 #include "core/family_sm70.cuh"

@@ -5,8 +5,8 @@
 #include "smem/swizzle.cuh"
 
 // Eight lanes read one chunk of rows 0-7 (K) or 0-3 (Q); or chunk c of rows 0, 1, 8 and 9 and chunk c + 2 of rows 4, 5, 12 and 13 (V).
-// Every bit of a row flips a bit of the chunk of its own, but row bits 2 and 3, which never differ in the same eight lanes of K and flip the
-// same bit. Rows of one and a half lines differ in chunk bit 2 by their bit 0 without a flip.
+// Each bit of a row flips a bit of the chunk, bits 2 and 3 the same one: K's eight rows never differ in bit 3, and where V's differ in bit
+// 2 the chunk does as well. Rows of one and a half lines differ in chunk bit 2 by their bit 0 without a flip.
 template<int kRowChunks>
 struct QuadPairSwizzle {
     static constexpr bool kWholeLines = kRowChunks % 8 == 0;
