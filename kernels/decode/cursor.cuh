@@ -46,9 +46,6 @@ struct Cursor {
 
     DEVICE bool done() const { return tile >= stop; }
 
-    // A tile of the sequence that surely exists.
-    DEVICE int last() const { return (len - 1) / CTA_S; }
-
     DEVICE int key() const { return (first + tile) * CTA_S; }
 
     DEVICE int segment(const Params& p) const { return b * slots(p) + slot; }
@@ -59,6 +56,9 @@ struct Cursor {
         if (stop == tiles) {
             enter_next(p);
             end_at(end);
+        }
+        if (done()) {
+            first = tile = stop = 0;  // a tile that surely exists, of whichever sequence
         }
     }
 

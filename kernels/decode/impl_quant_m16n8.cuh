@@ -71,7 +71,7 @@ struct DecodeQuantImpl {
 
     struct Query {
         u32 frag_q[kQueryInShared ? 1 : kSteps][kHeadTiles][2];  // B: column g is head g, dims permuted like K's words
-        float bias[kHeadTiles][2];                               // minus what the magic numbers add to the score of heads 2t and 2t + 1
+        float bias[kHeadTiles][4];                               // C: minus what the magic numbers add to the scores of heads 2t and 2t + 1
         float sum[kHeadTiles][2];                                // of the head's dims
     };
 
@@ -123,7 +123,8 @@ struct DecodeQuantImpl {
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 query.sum[n][e] = __shfl_sync(kFullWarp, sum, 8 * t + 4 * e);
-                query.bias[n][e] = -__shfl_sync(kFullWarp, bias, 8 * t + 4 * e);
+                query.bias[n][e] = opaque(-__shfl_sync(kFullWarp, bias, 8 * t + 4 * e));
+                query.bias[n][2 + e] = opaque(query.bias[n][e]);  // four registers that an mma takes as they are
             }
         }
         __syncwarp();

@@ -36,7 +36,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, ahead.slot / p.head_packs);
         cache.SetTile(ahead.first + ahead.tile, ahead.len);
         auto prefetch =
-            [&](int i) {  // copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed
+            [&](u32 i) {  // copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed
                 if (!ahead.done()) {
                     const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id;
                     const u32 slot = i % kStages * kSlotBytes;
@@ -56,18 +56,18 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
                             PrefetchQ(p, ahead, lane);
                         }
                     }
-                    cache.SetTile(min(ahead.first + ahead.tile, ahead.last()), ahead.len);
+                    cache.SetTile(ahead.first + ahead.tile, ahead.len);
                 }
                 cp_async_commit_group();
             };
 #pragma unroll 1
-        for (int i = 0; i < kStages - 1; ++i) {
+        for (u32 i = 0; i < kStages - 1; ++i) {
             prefetch(i);
         }
 
         State state;
         typename Impl::Query query;
-        for (int i = 0; !place.done(); place.leave(p, end)) {
+        for (u32 i = 0; !place.done(); place.leave(p, end)) {
             {
                 int heads;
                 const T* const q = query_of(p, place, heads);

@@ -119,18 +119,16 @@ struct FlatMerge {
     template<class Params>
     DEVICE void MergeGrid(const Params& p, int thread) const
     {
-        __threadfence();
         __syncthreads();
         if (thread < 2) {
             Left& left = shared.left[thread];
             if (left.b >= 0) {
                 u32* const count = p.partial_count + left.b * p.num_kv_heads * p.head_packs + left.slot;
-                left.last = atomicAdd(count, (u32)left.count) + left.count == (u32)left.tiles;
+                left.last = atom_add_acq_rel(count, left.count) + left.count == (u32)left.tiles;
                 if (left.last) {
                     *count = 0;  // for the next launch
                 }
             }
-            __threadfence();
         }
         __syncthreads();
         for (int which = 0; which < 2; ++which) {

@@ -143,7 +143,7 @@ struct Merged {
 template<class P, class At>
 DEVICE Merged merge_global(int count, int head, int quad, At&& at)
 {
-    constexpr int kAtOnce = 6;
+    constexpr int kAtOnce = 9;
     Merged sum;
     sum.Clear();
     for (int i = 0; i < count; i += kAtOnce) {

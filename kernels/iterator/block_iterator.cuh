@@ -11,6 +11,11 @@ constexpr int kValueParam = 3;
 
 constexpr int kMinBlockLen = 16;
 
+DEVICE constexpr int log2_of(int x)
+{
+    return x > 1 ? 1 + log2_of(x / 2) : 0;
+}
+
 // kHeld: parts of a tile whose blocks are held while the tile is current; with one for every 16 rows no row is ever searched.
 template<class BlockHead_, int CTA_S, int kHeld = 1>
 struct BlockIterator {
@@ -45,10 +50,10 @@ struct BlockIterator {
     }
 
     // Whether every held part lies in one block.
-    DEVICE bool OneBlock() const { return kPartRows <= kMinBlockLen || kPartRows <= 1 << block_len_log2_; }
+    DEVICE bool OneBlock() const { return kPartRows <= kMinBlockLen || log2_of(kPartRows) <= block_len_log2_; }
 
     // Whether the parts follow each other in one block.
-    DEVICE bool Joined() const { return kParts == 1 || CTA_S <= 1 << block_len_log2_; }
+    DEVICE bool Joined() const { return kParts == 1 || log2_of(CTA_S) <= block_len_log2_; }
 
     // The address of row `row` of the tile, `bytes` further on; rows of a part that lies in one block follow each other.
     template<int Index>
