@@ -20,6 +20,7 @@ class Field(NamedTuple):
     meaning: str
 
 
+# The operands come first: addresses that change from call to call of one kind, and are filled in anew each time.
 FIELDS = (
     Field("q", "const void*", "queries (num_tokens, num_heads, head_dim)"),
     Field("k", "const void*", "new keys (num_tokens, num_kv_heads, head_dim); gather writes here"),
@@ -27,12 +28,12 @@ FIELDS = (
     Field("out", "void*", "output, like q"),
     Field("lse", "float*", "log-sum-exp (num_tokens, num_heads), natural; null: not wanted"),
     Field("sinks", "const float*", "one logit per head (num_heads); null: none"),
-    Field("pool", "char*", "the KV blocks"),
+    Field("pool", "char*", "the KV blocks, from the layer's first byte on"),
+    Field("partial_o", "float*", "workspace: unnormalised pieces of split sequences"),
+    Field("partial_count", "u32*", "workspace: what has arrived of a split segment; zero between launches"),
     Field("block_table", "const int*", "block indices (batch_size, max_blocks)"),
     Field("cu_seqlens_q", "const int*", "cumulative query lengths (batch_size + 1); null: one query per sequence"),
     Field("cu_seqlens_k", "const int*", "cumulative key lengths (batch_size + 1)"),
-    Field("partial_o", "float*", "workspace: unnormalised pieces of split sequences"),
-    Field("partial_count", "u32*", "workspace: what has arrived of a split segment; zero between launches"),
     Field("merge_outs", "const void* const*", "merge: addresses of num_splits partial outputs, each like out"),
     Field("merge_lses", "const float* const*", "merge: addresses of their log-sum-exps"),
     Field("q_stride", "i64", "elements from one token of q to the next"),
@@ -40,7 +41,7 @@ FIELDS = (
     Field("v_stride", "i64", "elements from one token of v to the next"),
     Field("out_stride", "i64", "elements from one token of out to the next"),
     Field("block_bytes", "u32", "bytes from one block of the pool to the next"),
-    Field("k_base", "int", "BlockLayout.k_rows at this layer: byte offset in a block of head 0, token 0"),
+    Field("k_base", "int", "BlockLayout.k_rows: byte offset in a block's layer of head 0, token 0"),
     Field("v_offset", "int", "bytes from a row of K to the same row of V"),
     Field("head_bytes", "int", "bytes from one head to the next in a block"),
     Field("k_param_base", "int", "BlockLayout.k_params likewise; 0 unless quantised"),
@@ -64,7 +65,12 @@ FIELDS = (
     Field("softcap_out", "float", "softcap / softmax_scale, after tanh"),
 )
 
+# In the order of FIELDS. The arrays are a Problem's operands.
+ARRAYS = ("q", "k", "v", "out", "lse", "sinks")
+OPERANDS = (*ARRAYS, "pool", "partial_o", "partial_count")
+
 _CODES = {"i64": "q", "int": "i", "u32": "I", "float": "f"}
+_NUMPY = {"i64": "<i8", "int": "<i4", "u32": "<u4", "float": "<f4"}
 
 
 def _code(c_type: str) -> str:
@@ -87,6 +93,9 @@ def _packer() -> Callable[..., bytes]:
 
 pack = _packer()
 
+# fill(buffer, 0, *addresses): the operands of a packed struct
+fill = struct.Struct(f"<{len(OPERANDS)}Q").pack_into
+
 
 def dtype() -> np.dtype[Any]:
     """The struct as a NumPy dtype, for those who fill it themselves.
@@ -95,11 +104,14 @@ def dtype() -> np.dtype[Any]:
     True
     """
     names, formats = zip(
-        *((f.name, "<u8" if f.c_type.endswith("*") else "<" + {"i64": "i8", "int": "i4", "u32": "u4", "float": "f4"}[f.c_type]) for f in FIELDS),
+        *((f.name, "<u8" if f.c_type.endswith("*") else _NUMPY[f.c_type]) for f in FIELDS),
         strict=True,
     )
     offsets = [struct.calcsize("<" + "".join(_code(g.c_type) for g in FIELDS[:i])) for i in range(len(FIELDS))]
     return np.dtype({"names": list(names), "formats": list(formats), "offsets": offsets, "itemsize": STRUCT_BYTES})
+
+
+AttentionParams = dtype()
 
 
 def c_struct() -> str:

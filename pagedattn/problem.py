@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,12 @@ class Problem:
         0: none.
     num_splits : int
         0: chosen; n > 0: n cuts of every sequence; n < 0: cuts of -n keys ("fixed:N").
+    workspace : uint8 array, optional
+        Counters and room for pieces; None: the device's own.
     stream : object, optional
         A CUDA stream; None: the current one.
+    key : hashable, optional
+        What problems of this batch that are alike but for arrays, layer and stream have in common; None: nothing is to be kept of it.
     """
 
     op: str
@@ -54,4 +59,11 @@ class Problem:
     window_size: int = 0
     softcap: float = 0.0
     num_splits: int = 0
+    workspace: Any = None
     stream: Any = None
+    key: Hashable = None
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """The operands that are arrays, in the order of `params.ARRAYS`."""
+        return self.q, self.k, self.v, self.out, self.lse, self.sinks

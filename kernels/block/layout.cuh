@@ -42,26 +42,25 @@ template<class Layout_>
 struct Head {
     using Layout = Layout_;
     using Config = typename Layout::Config;
-    const char* data;  // of token 0 in block 0
-    const char* param;
-    int v_offset, v_param_offset;
+    const char* pool;
     u32 block_bytes;
+    Layout layout;
+    int head;
 
     template<class Params>
     static DEVICE Head of(const Params& p, int head)
     {
-        const Layout layout = Layout::of(p);
-        return {p.pool + layout.k_data(head, 0), p.pool + layout.k_param(head, 0), layout.v_offset, layout.v_param_offset, p.block_bytes};
+        return {p.pool, p.block_bytes, Layout::of(p), head};
     }
 
     // The row of a token, `bytes` further on. Offsets add up in 32 bits first: addresses of 64 cost twice.
-    DEVICE const char* k_data(int block, int token, int bytes) const { return at(data, block, token * Config::kRowBytes + bytes); }
-    DEVICE const char* v_data(int block, int token, int bytes) const { return k_data(block, token, bytes) + v_offset; }
-    DEVICE const char* k_param(int block, int token, int bytes) const { return at(param, block, token * Config::kParamBytes + bytes); }
-    DEVICE const char* v_param(int block, int token, int bytes) const { return k_param(block, token, bytes) + v_param_offset; }
+    DEVICE const char* k_data(int block, int token, int bytes) const { return at(block, layout.k_data(head, token) + bytes); }
+    DEVICE const char* v_data(int block, int token, int bytes) const { return k_data(block, token, bytes) + layout.v_offset; }
+    DEVICE const char* k_param(int block, int token, int bytes) const { return at(block, layout.k_param(head, token) + bytes); }
+    DEVICE const char* v_param(int block, int token, int bytes) const { return k_param(block, token, bytes) + layout.v_param_offset; }
 
 private:
-    DEVICE const char* at(const char* row, int block, int offset) const { return row + ((u64)block_bytes * (u32)block + (u32)offset); }
+    DEVICE const char* at(int block, int offset) const { return pool + ((u64)block_bytes * (u32)block + (u32)offset); }
 };
 
 }  // namespace block

@@ -26,7 +26,7 @@ struct DecodeImpl {
     static constexpr int kKeyLoads = kHeadDim / 32;            // 16-byte reads of a lane from one row of K; each feeds two k-steps
     static constexpr int kValueWords = kHeadDim % 64 ? 2 : 4;  // words of one read of V: 16 bytes where the lanes fill lines with them
     static constexpr int kValueLoads = kHeadDim / 16 / kValueWords;
-    static constexpr int kDimTiles = kHeadDim / 16;
+    static constexpr int kDimTiles = kHeadDim / 16, kDimPairs = kDimTiles;
     // Reads in flight, as far as O, and a tile that waits in registers, leave registers for them.
     static constexpr int kWaiting = kHeads * kHeadDim > 16 * 192 ? 2 : 8;
     static constexpr int kMostKeys = Arch::kTurns ? 2 : 4;
@@ -62,8 +62,8 @@ struct DecodeImpl {
     };
 
     // Accumulator tile i holds dims dim_of(i, g) in its rows g and, `second` = 1, in its rows g + 8.
-    static constexpr int kWholeTiles = kDimTiles;
-    static DEVICE int dim_of(int i, int g, int second)
+    static constexpr int kWholePairs = kDimTiles;
+    static DEVICE int dim_of(int i, int g, int, int second)
     {
         return i / kValueWords * 16 * kValueWords + 2 * kValueWords * g + i % kValueWords * 2 + second;
     }
@@ -157,7 +157,7 @@ struct DecodeImpl {
 
     // Scores become probabilities 2^(s*qk_scale - m). Keys outside [from, to) of the tile do not count.
     template<class Params>
-    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, const Params& p, int from, int to,
+    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, u32, const Params& p, int from, int to,
                                 bool fresh, int g, int)
     {
         if (from > 0 || to < CTA_S || p.softcap_in != 0.f) {  // rare
@@ -183,7 +183,7 @@ struct DecodeImpl {
         Softmax::Exponentials(frag_p, frag_s, state);
     }
 
-    static DEVICE void ComputePV(State& state, const FragP& frag_p, u32 slot, int from, int to, int g, int t)
+    static DEVICE void ComputePV(State& state, const FragP& frag_p, u32, u32 slot, int from, int to, int g, int t)
     {
         const SmemIterV smem_v{slot + kValueOffset, g, t};
         constexpr int kAhead = kValueAhead;

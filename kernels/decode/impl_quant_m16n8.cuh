@@ -22,7 +22,7 @@ struct DecodeQuantImpl {
     static constexpr int CTA_S = 32;
     static constexpr int kKeyTiles = 2, kLaneKeys = 2 * kKeyTiles;
     static constexpr int kHeadTiles = kHeads / 8;
-    static constexpr int kDimTiles = kHeadDim / 16;
+    static constexpr int kDimTiles = kHeadDim / 16, kDimPairs = kDimTiles;
     static constexpr int kRowBytes = kHeadDim * kBits / 8;
     static constexpr int kRowChunks = kRowBytes / kChunkBytes;
     static constexpr int kWordDims = 32 / kBits;      // dims of a word of codes
@@ -40,7 +40,7 @@ struct DecodeQuantImpl {
     static constexpr int kWaiting = kNarrow ? (kBits == 8 && kHeads * kHeadDim >= 16 * 128 ? 2 : 4) : 8;
     static constexpr int kValueWords = (kQueryInShared || kNarrow) && kLaneValueWords % 2 == 0 ? 2 : widest(kLaneValueWords);
     static constexpr int kValueLoads = kLaneValueWords / kValueWords;
-    static constexpr int kWholeTiles = kLaneValueWords * kWordTiles;
+    static constexpr int kWholePairs = kLaneValueWords * kWordTiles;
 
     static constexpr int kTileBytes = CTA_S * kRowBytes;
     static constexpr int kParamTileBytes = CTA_S * 2 * sizeof(T);
@@ -76,13 +76,13 @@ struct DecodeQuantImpl {
     };
 
     // Accumulator tile i holds dims dim_of(i, g) in its rows g and, `second` = 1, in its rows g + 8.
-    static DEVICE int dim_of(int i, int g, int second)
+    static DEVICE int dim_of(int i, int g, int, int second)
     {
-        if (i < kWholeTiles) {
+        if (i < kWholePairs) {
             const int word = i / kWordTiles / kValueWords * 8 * kValueWords + g * kValueWords + i / kWordTiles % kValueWords;
             return word * kWordDims + i % kWordTiles * 2 + second;
         }
-        return (kLaneValueWords * 8 + g / 2) * kWordDims + ((i - kWholeTiles) * 2 + second) * 2 + g % 2;  // nibbles of one parity
+        return (kLaneValueWords * 8 + g / 2) * kWordDims + ((i - kWholePairs) * 2 + second) * 2 + g % 2;  // nibbles of one parity
     }
 
     // Step `step` of a lane's words of a row: the first of its four dims.
@@ -180,8 +180,8 @@ struct DecodeQuantImpl {
     // Scores s = code score * scale + zero * sum(q) become probabilities 2^(s*qk_scale - m). Keys outside [from, to) of the tile do not
     // count.
     template<class Params>
-    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query& query, u32 slot, const Params& p, int from, int to,
-                                bool fresh, int g, int t)
+    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query& query, u32, u32 slot, const Params& p, int from,
+                                int to, bool fresh, int g, int t)
     {
         u32 param[kLaneKeys], mine[1];
         ld_shared(param, slot + kParamOffset + g * kLaneKeys * 4);
@@ -216,7 +216,7 @@ struct DecodeQuantImpl {
         Softmax::Exponentials(frag_p, frag_s, state);
     }
 
-    static DEVICE void ComputePV(State& state, FragP& frag_p, u32 slot, int from, int to, int g, int t)
+    static DEVICE void ComputePV(State& state, FragP& frag_p, u32, u32 slot, int from, int to, int g, int t)
     {
         constexpr int kKeys = 2 * kLaneKeys;  // of a lane
         u32 param[kKeys];
@@ -284,7 +284,7 @@ struct DecodeQuantImpl {
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     const u32 a[4] = {Code::low(x >> 8 * i), Code::high(x >> 8 * i), Code::low(y >> 8 * i), Code::high(y >> 8 * i)};
-                    Accumulate(state, kWholeTiles + i, a, frag_p, u);
+                    Accumulate(state, kWholePairs + i, a, frag_p, u);
                 }
             }
         }

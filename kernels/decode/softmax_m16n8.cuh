@@ -40,6 +40,13 @@ struct DecodeSoftmax {
                 }
             }
         }
+
+        // For the end: head `e` of two that a lane has in head tile n, its dims in pairs, and which lane tells its m and l.
+        static DEVICE int head(int n, int e, int, int t) { return 8 * n + 2 * t + e; }
+        static DEVICE bool tells(int g, int) { return g == 0; }
+        DEVICE float2 pair(int i, int n, int e) const { return make_float2(frag_o[i][n][e], frag_o[i][n][2 + e]); }
+        DEVICE float m(int n, int e) const { return frag_m[n][e]; }
+        DEVICE float l(int n, int e) const { return frag_l[n][2 + e]; }
     };
 
     // Keys outside [from, to) of the tile get probability 0.

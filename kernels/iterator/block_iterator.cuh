@@ -59,22 +59,17 @@ struct BlockIterator {
     template<int Index>
     DEVICE const char* OffsetPtr(int row, int bytes = 0) const
     {
-        return At<Index>(block_[row / kPartRows], tile_ * CTA_S + row, bytes);
+        return PtrIn<Index>(block_[row / kPartRows], row, bytes);
     }
 
-    // The same for a part that spans blocks: each row looks its block up.
-    template<int Index>
-    DEVICE const char* SearchPtr(int row) const
-    {
-        const int token = tile_ * CTA_S + row;
-        return At<Index>(block_table_[token >> block_len_log2_], token, 0);
-    }
+    // The block of a row, looked up now.
+    DEVICE int Find(int row) const { return block_table_[(tile_ * CTA_S + row) >> block_len_log2_]; }
 
-private:
+    // The same in a block that is known.
     template<int Index>
-    DEVICE const char* At(int block, int token, int bytes) const
+    DEVICE const char* PtrIn(int block, int row, int bytes) const
     {
-        const int ti = token & ((1 << block_len_log2_) - 1);
+        const int ti = (tile_ * CTA_S + row) & ((1 << block_len_log2_) - 1);
         switch (Index) {
         case kKeyData:
             return block_head_.k_data(block, ti, bytes);

@@ -26,12 +26,18 @@ struct Sm70RowLoader {
             return;
         }
         if (cache.OneBlock()) {
-            const char* const first = cache.template OffsetPtr<Index>(0) + row_ * kRowBytes + column_;
-            Each<is_residue>(frag, max_s, [&](int row) { return first + (row - row_) * kRowBytes; });
+            const char* const first = cache.template OffsetPtr<Index>(0, row_ * kRowBytes + column_);
+            Each<is_residue>(frag, max_s, [&](int i) { return first + i * Map::kRowsPerIter * kRowBytes; });
+            return;
         }
-        else {
-            Each<is_residue>(frag, max_s, [&](int row) { return cache.template SearchPtr<Index>(row) + column_; });
+        constexpr int kTogether = Map::kRowsPerIter < kMinBlockLen ? kMinBlockLen / Map::kRowsPerIter : 1;  // rows that share a block
+        int block[Map::kIterS];
+#pragma unroll
+        for (int i = 0; i < Map::kIterS; ++i) {
+            const int row = (kTogether > 1 ? 0 : row_) + i * Map::kRowsPerIter;
+            block[i] = i % kTogether ? block[i - 1] : cache.Find(is_residue ? min(row, max_s - 1) : row);
         }
+        Each<is_residue>(frag, max_s, [&](int i) { return cache.template PtrIn<Index>(block[i], row_ + i * Map::kRowsPerIter, column_); });
     }
 
 private:
@@ -48,7 +54,7 @@ private:
                 }
             }
             if (!is_residue || row < max_s) {
-                ld_global(frag[i], place(row));
+                ld_global(frag[i], place(i));
             }
         }
     }

@@ -26,7 +26,7 @@ struct Sm80GmemIterator: BaseGmemIterator<T, Map, SmemLayout> {
             return;
         }
         if (!cache.OneBlock()) {
-            CopySpread(cache, slot, max_s);
+            CopyParts(cache, slot, max_s);
         }
         else if (max_s < Map::kRowsPerIter * Map::kIterS) {
             Copy<true>(cache, slot, max_s);
@@ -41,7 +41,7 @@ private:
     DEVICE void Copy(const CacheIter& cache, u32 slot, int max_s) const
     {
         constexpr int kRowBytes = CacheIter::BlockHead::Config::kRowBytes;
-        const char* const src = cache.template OffsetPtr<Index>(0) + row_ * kRowBytes + chunk_ * kChunkBytes;
+        const char* const src = cache.template OffsetPtr<Index>(0, row_ * kRowBytes + chunk_ * kChunkBytes);
 #pragma unroll
         for (int i = 0; i < Map::kIterS; ++i) {
             const u32 dst = SmemLayout::down(dst_ + slot, i * Map::kRowsPerIter);
@@ -54,14 +54,32 @@ private:
         }
     }
 
+    // Blocks that may be smaller than the tile: each kMinBlockLen rows are looked up once.
     template<class CacheIter>
-    DEVICE void CopySpread(const CacheIter& cache, u32 slot, int max_s) const
+    DEVICE void CopyParts(const CacheIter& cache, u32 slot, int max_s) const
     {
+        constexpr int kRowBytes = CacheIter::BlockHead::Config::kRowBytes, kRows = Map::kRowsPerIter * Map::kIterS;
+        if constexpr (Map::kRowsPerIter <= kMinBlockLen) {
+            int block[kRows / kMinBlockLen];
 #pragma unroll
-        for (int i = 0; i < Map::kIterS; ++i) {
-            const int row = row_ + i * Map::kRowsPerIter;
-            const char* const src = cache.template SearchPtr<Index>(min(row, max_s - 1)) + chunk_ * kChunkBytes;
-            cp_async_16_zfill(SmemLayout::down(dst_ + slot, i * Map::kRowsPerIter), src, row < max_s);
+            for (int part = 0; part < kRows / kMinBlockLen; ++part) {
+                block[part] = cache.Find(min(part * kMinBlockLen, max_s - 1));
+            }
+#pragma unroll
+            for (int i = 0; i < Map::kIterS; ++i) {
+                const int above = i * Map::kRowsPerIter, part = above / kMinBlockLen;
+                const char* const src = cache.template PtrIn<Index>(
+                    block[part], part * kMinBlockLen, (row_ + above - part * kMinBlockLen) * kRowBytes + chunk_ * kChunkBytes);
+                cp_async_16_zfill(SmemLayout::down(dst_ + slot, above), src, row_ + above < max_s);
+            }
+        }
+        else {
+#pragma unroll
+            for (int i = 0; i < Map::kIterS; ++i) {
+                const int row = row_ + i * Map::kRowsPerIter, found = min(row, max_s - 1);
+                const char* const src = cache.template PtrIn<Index>(cache.Find(found), found, chunk_ * kChunkBytes);
+                cp_async_16_zfill(SmemLayout::down(dst_ + slot, i * Map::kRowsPerIter), src, row < max_s);
+            }
         }
     }
 };
@@ -113,7 +131,7 @@ struct Sm80WarpParamIterator {
             if (!joined && mine >= kPartLanes) {
                 k = cache.template OffsetPtr<kKeyParam>(CacheIter::kPartRows * kLast, (mine - kPartLanes) * kChunkBytes);
             }
-            cp_async_16(smem_ + slot + lane * kChunkBytes, k + (lane < kLanes ? 0 : cache.block_head_.v_param_offset));
+            cp_async_16(smem_ + slot + lane * kChunkBytes, k + (lane < kLanes ? 0 : cache.block_head_.layout.v_param_offset));
         }
     }
 };

@@ -78,7 +78,7 @@ struct Sm70WarpParamIterator {
             if (!joined && mine >= kPartLanes) {
                 k = cache.template OffsetPtr<kKeyParam>(CacheIter::kPartRows * kLast, (mine - kPartLanes) * kChunkBytes);
             }
-            ld_global_once(frag, k + (lane < kLanes ? 0 : cache.block_head_.v_param_offset));
+            ld_global_once(frag, k + (lane < kLanes ? 0 : cache.block_head_.layout.v_param_offset));
         }
     }
 

@@ -87,3 +87,13 @@ using CodeKeySwizzle = GroupSwizzle<kLaneRows * kRowChunks,
 // V: rows 2 kLaneRows t + n, neighbouring pieces for g = 0..7.
 template<int kRowChunks, int kLaneRows>
 using CodeValueSwizzle = GroupSwizzle<2 * kLaneRows * kRowChunks, 1, 6>;
+
+// For tiles that m8n8k4 reads: eight lanes read one chunk column of eight neighbouring rows, or two of four. Rows that share lines differ in
+// some of the three bits already; the others flip.
+template<int kRowChunks, int kFlips = kRowChunks % 8 == 0   ? 8
+                                      : kRowChunks % 4 == 0 ? 4
+                                      : kRowChunks % 2 == 0 ? 2
+                                                            : 1>
+struct RowSwizzle: GroupSwizzle<kRowChunks * 8 / kFlips, 0, kFlips - 1> {
+    static DEVICE int flip_of_row(int row) { return RowSwizzle::flip(row / (8 / kFlips)); }
+};

@@ -10,6 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from pagedattn.arch import Arch
+    from pagedattn.plan import Plan
     from pagedattn.problem import Problem
 
 
@@ -40,8 +41,8 @@ class Device(ABC):
         return self.arch
 
     @abstractmethod
-    def empty(self, shape: Sequence[int], dtype: Any) -> Any:
-        """An uninitialised C-contiguous array."""
+    def empty(self, shape: Sequence[int], dtype: Any, stream: Any = None) -> Any:
+        """An uninitialised C-contiguous array, for work on `stream`; None: the current one."""
 
     @abstractmethod
     def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
@@ -66,6 +67,16 @@ class Device(ABC):
     @abstractmethod
     def run(self, problem: Problem) -> None:
         """Execute the problem: fill its outputs, or write its rows into the pool."""
+
+    def prepare(self, problem: Problem) -> Plan | None:
+        """What executing the problem, and all that share its key, takes: it is left with the batch. None: this device prepares nothing."""
+        return None
+
+    def follow(
+        self, plan: Plan, arrays: Sequence[Any], pool: Any = None, layer: int = 0, stream: Any = None, workspace: Any = None
+    ) -> None:
+        """Execute what was prepared, on these arrays (`params.ARRAYS`, None where there is none)."""
+        raise NotImplementedError(f"{self.name} leaves no plans.")
 
     @abstractmethod
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
