@@ -100,7 +100,7 @@ class KernelSpec(Footprint):
         if self.op == "decode":
             self._resolve_decode(target)
         elif self.op == "prefill":
-            self._resolve_prefill(target)
+            self._resolve_prefill()
         else:
             self._clear("cta_s", "cta_q", "stages", "heads", "splits")
             self._set(warps=self.warps or tuning.COPY_WARPS, min_ctas=self.min_ctas or 1)
@@ -161,20 +161,19 @@ class KernelSpec(Footprint):
         if self.warps is not None and self.warps > 16:
             raise ArgumentError(f"a decode CTA has at most 16 warps; got {self.warps}.")
 
-    def _resolve_prefill(self, target: archs.Arch) -> None:
+    def _resolve_prefill(self) -> None:
         self._clear("heads", "splits")
-        rows = tuning.PREFILL_OF[str(self.mma)].get((self.head_dim, self.quantised))
-        if rows is None:
-            raise UnsupportedError(f"prefill by mma.{self.mma} is not in this version; got {target}. Sequences of one query decode there.")
-        self._take(rows)
+        self._take(tuning.PREFILL_OF[str(self.mma)][self.head_dim, self.quantised])
         assert self.warps is not None
         assert self.cta_q is not None
         if self.cta_q % (16 * self.warps):
             raise ArgumentError(f"`cta_q` must be a multiple of 16 rows for each of {self.warps} warps; got {self.cta_q}.")
-        if self.cta_s not in (32, 64):
-            raise ArgumentError(f"`cta_s` of a prefill kernel must be 32 or 64; got {self.cta_s}.")
-        if self.stages != 2:
-            raise ArgumentError(f"`stages` of a prefill kernel must be 2; got {self.stages}.")
+        tiles = (32, 64) if self.family == "sm80" else (16, 32, 64)
+        if self.cta_s not in tiles:
+            raise ArgumentError(f"`cta_s` of the {str(self.family).upper()} family's prefill kernel must be one of {tiles}; got {self.cta_s}.")
+        if self.stages not in ((2,) if self.family == "sm80" else (1, 2)):
+            known = "2" if self.family == "sm80" else "1 (V stands where K stood) or 2"
+            raise ArgumentError(f"`stages` of the {str(self.family).upper()} family's prefill kernel must be {known}; got {self.stages}.")
 
     def _take(self, rows: Iterable[Any]) -> None:
         """Fill open fields from the first row of the tuning table that fits; the caller's own fields stand."""

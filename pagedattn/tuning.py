@@ -124,8 +124,30 @@ PREFILL: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
     (192, True): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
     (256, True): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
 }
-PREFILL_M16N8K8: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {}
-PREFILL_M8N8K4: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {}
+# The SM70 family: with one stage V stands where K stood, which makes room for longer tiles; those won wherever they fitted. 64 KB hold 256
+# rows of queries of head_dim 64 only, 96 KB up to 128.
+PREFILL_M16N8K8: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
+    (dim, quantised): (tile,)
+    for quantised in (False, True)
+    for dim, tile in {
+        64: PrefillTile(8, 256, 64, 1),
+        96: PrefillTile(8, 128, 64, 1),
+        128: PrefillTile(8, 128, 64, 1, stages=1),
+        192: PrefillTile(8, 128, 32, 1, stages=1),
+        256: PrefillTile(4, 64, 16, 1),
+    }.items()
+}
+PREFILL_M8N8K4: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
+    (dim, quantised): (tile,)
+    for quantised in (False, True)
+    for dim, tile in {
+        64: PrefillTile(8, 256, 64, 1),
+        96: PrefillTile(8, 256, 32, 1),
+        128: PrefillTile(8, 256, 32, 1),
+        192: PrefillTile(8, 128, 32, 1),
+        256: PrefillTile(8, 128, 32, 1, stages=1),
+    }.items()
+}
 PREFILL_OF = {"m16n8k16": PREFILL, "m16n8k8": PREFILL_M16N8K8, "m8n8k4": PREFILL_M8N8K4}
 
 COPY_WARPS = 8  # append, gather, merge: plain copies

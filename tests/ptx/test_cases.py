@@ -79,6 +79,51 @@ def test_target(case: Case, target: str) -> None:
     test_attention.test_case(case, f"interpreter:{target}")
 
 
+# The SM70 family has a main loop of its own, and on sm_70 an mma and layouts of its own.
+SM70_TARGETS = ("sm_70", "sm_75")
+SM70_OPTIONS = (
+    "full-window7",
+    "full-prefill",
+    "window64",
+    "softcap1",
+    "sinks-window1",
+    "mixed-d96-block16",
+    "mixed-d192-block16",
+    "mixed-no-lse",
+    "prefill-group3",
+    "prefill-ramp60",
+    "layers",
+    "out-strided",
+    "fused",
+)
+
+
+@pytest.mark.parametrize("case", [c for c in specs() if c.dtype == "float16" and c.id.startswith("prefill")], ids=lambda case: case.id)
+@pytest.mark.parametrize("target", SM70_TARGETS)
+def test_sm70_prefill(case: Case, target: str) -> None:
+    test_attention.test_case(case, f"interpreter:{target}")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.id in SM70_OPTIONS], ids=lambda case: case.id)
+@pytest.mark.parametrize("target", SM70_TARGETS)
+def test_sm70_prefill_options(case: Case, target: str) -> None:
+    lengths = tuple((min(q, 40), min(k, 40 if q > 40 else 250)) for q, k in case.lengths if q > 1)
+    test_attention.test_case(dataclasses.replace(case, lengths=lengths, dtype="float16"), f"interpreter:{target}")
+
+
+@pytest.mark.parametrize("keywords", [{}, {"window_size": 600}], ids=["", "window"])
+@pytest.mark.parametrize("target", ["sm_80", *SM70_TARGETS])
+def test_prefill_in_parts(target: str, keywords: dict[str, int]) -> None:
+    """Few query tiles on a GPU of many multiprocessors: several CTAs share a tile's keys, and one of them adds the parts up."""
+    device = InterpreterDevice(target)
+    device.sm_count = 32
+    case = Case("parts", "a window may leave parts without keys", ((40, 1100), (3, 70)), num_heads=2, num_kv_heads=1, keywords=keywords)
+    device.history = []
+    test_attention.test_case(case, device)
+    (counts,) = device.history
+    assert counts.ctas >= 2 * len(case.lengths)  # both heads of a sequence share its only tile
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.id in OPTIONS], ids=lambda case: case.id)
 def test_options(case: Case) -> None:
     lengths = tuple((min(q, 40), min(k, 40 if q > 40 else 400)) for q, k in case.lengths)
@@ -86,7 +131,7 @@ def test_options(case: Case) -> None:
 
 
 def test_options_are_rows_of_the_table() -> None:
-    assert set(OPTIONS) - {c.id for c in CASES} == set()
+    assert {*OPTIONS, *SM70_OPTIONS} - {c.id for c in CASES} == set()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
