@@ -170,7 +170,9 @@ class KernelSpec(Footprint):
             raise ArgumentError(f"`cta_q` must be a multiple of 16 rows for each of {self.warps} warps; got {self.cta_q}.")
         tiles = (32, 64) if self.family == "sm80" else (16, 32, 64)
         if self.cta_s not in tiles:
-            raise ArgumentError(f"`cta_s` of the {str(self.family).upper()} family's prefill kernel must be one of {tiles}; got {self.cta_s}.")
+            raise ArgumentError(
+                f"`cta_s` of the {str(self.family).upper()} family's prefill kernel must be one of {tiles}; got {self.cta_s}."
+            )
         if self.stages not in ((2,) if self.family == "sm80" else (1, 2)):
             known = "2" if self.family == "sm80" else "1 (V stands where K stood) or 2"
             raise ArgumentError(f"`stages` of the {str(self.family).upper()} family's prefill kernel must be {known}; got {self.stages}.")
@@ -246,14 +248,14 @@ def shipped(
     targets = [a.name for n, a in archs.ARCHS.items() if n >= archs.OLDEST] if archs_ is None else archs_
     types = None if dtypes_ is None else tuple(dtypes_)
     dims = tuple(HEAD_DIMS if head_dims is None else head_dims)
-    chosen = None if ops is None else tuple(ops)
+    chosen = tuple(OPS if ops is None else ops)
     stored = tuple(KV_DTYPES if kv_dtypes is None else kv_dtypes)
     return [
         spec
         for target in targets
         for dtype in (_types(target) if types is None else types)
         for dim in dims
-        for op in (_ops(target) if chosen is None else chosen)
+        for op in chosen
         for kv_dtype in (stored if op != "merge" else (None,))
         for spec in _variants(op, dtype, kv_dtype, dim, target)
     ]
@@ -261,10 +263,6 @@ def shipped(
 
 def _types(target: str) -> tuple[str, ...]:
     return dtypes.ACTIVATIONS if archs.parse(target).family == "sm80" else ("float16",)
-
-
-def _ops(target: str) -> tuple[str, ...]:
-    return tuple(op for op in OPS if op != "prefill" or tuning.PREFILL_OF[archs.parse(target).mma])
 
 
 def _variants(op: str, dtype: str, kv_dtype: str | None, head_dim: int, target: str) -> Iterator[KernelSpec]:
