@@ -24,6 +24,7 @@ from pagedattn.ops import append, gather, merge, paged_attention
 from pagedattn.params import AttentionParams
 from pagedattn.precompile import precompile
 from pagedattn.spec import KernelSpec
+from pagedattn.warmup import warmup
 from pagedattn.workspace import workspace_bytes
 
 __version__ = "0.1.0"
@@ -50,5 +51,6 @@ __all__ = [
     "paged_attention",
     "precompile",
     "supports",
+    "warmup",
     "workspace_bytes",
 ]
