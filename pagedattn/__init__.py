@@ -20,7 +20,8 @@ from pagedattn.errors import (
 )
 from pagedattn.explain import explain, supports
 from pagedattn.layout import BlockLayout
-from pagedattn.ops import append, gather, merge, paged_attention
+from pagedattn.merge import merge
+from pagedattn.ops import append, gather, paged_attention
 from pagedattn.params import AttentionParams
 from pagedattn.precompile import precompile
 from pagedattn.spec import KernelSpec
