@@ -84,8 +84,8 @@ class KVCache:
             where = place(pool)
             device = None if where == "managed" else where
         self.device = devices.get(device)
-        if self.layout.quantised and self.device.arch is not None:  # refuses what no kernel stores
-            KernelSpec("append", self.layout.dtype, self.layout.kv_dtype, head_dim, self.device.arch.name)
+        if self.device.arch is not None and self.device.source is not None:  # refuses what no kernel stores
+            KernelSpec("append", self.layout.dtype, self.layout.kv_dtype, head_dim, self.device.arch.name, self.device.source.family)
         shape = (int(num_blocks), self.layout.block_bytes)
         self.pool = self.device.empty(shape, np.uint8) if pool is None else pools.adopted(pool, self.device, shape)
         self._allocator = BlockAllocator(shape[0])

@@ -21,11 +21,13 @@ class Device(ABC):
     Attributes
     ----------
     name : str
-        "cpu", "cuda:0".
+        "cpu", "cuda:0", "cuda:0+sm_75".
     index : int
         The CUDA device's number; 0 elsewhere.
     arch : Arch or None
         The target that kernels are compiled for; None: this device runs no kernels.
+    source : Arch or None
+        The target whose kernels run, tiles and all, compiled for `arch`: `arch` itself unless the device's name asks for another's.
     array_type : type
         What its arrays are: numpy.ndarray or cupy.ndarray.
     """
@@ -34,6 +36,10 @@ class Device(ABC):
     index: int
     arch: Arch | None
     array_type: type
+
+    @property
+    def source(self) -> Arch | None:
+        return self.arch
 
     @abstractmethod
     def empty(self, shape: Sequence[int], dtype: Any, stream: Any = None) -> Any:

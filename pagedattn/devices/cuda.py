@@ -47,6 +47,14 @@ def _number(index: int) -> int:
     return int(cupy.cuda.Device(index).compute_capability)
 
 
+def _foreign(source: str, own: archs.Arch) -> archs.Arch:
+    """The target that a device's name asks for after its "+"."""
+    target = archs.parse(source)
+    if target.family != "sm70" or target > own:
+        raise ArgumentError(f"`device` may ask for the kernels of sm_70 or sm_75, not newer than the GPU's own {own}; got '+{source}'.")
+    return target
+
+
 class _Loaded(NamedTuple):
     function: int
     threads: int
@@ -82,9 +90,14 @@ class CudaDevice(Device):
         The CUDA device's number.
     sm_count : int
         Its multiprocessors.
+
+    Parameters
+    ----------
+    source : str, optional
+        "sm_70" or "sm_75": run the kernels of that target instead of the GPU's own.
     """
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, source: str | None = None) -> None:
         try:
             import cupy
 
@@ -102,8 +115,9 @@ class CudaDevice(Device):
         self._runtime = cupy.cuda.runtime
         self._current_stream = cupy.cuda.stream.get_current_stream
         self.index = index
-        self.name = f"cuda:{index}"
         self.arch = archs.of_device(_number(index))
+        self._source = self.arch if source is None else _foreign(source, self.arch)
+        self.name = f"cuda:{index}" if source is None else f"cuda:{index}+{self._source}"
         self.array_type = cupy.ndarray
         self.sm_count = int(self._runtime.deviceGetAttribute(16, index))  # cudaDevAttrMultiProcessorCount
         self._loaded: dict[KernelSpec, _Loaded] = {}
@@ -111,6 +125,10 @@ class CudaDevice(Device):
         self._arguments = _Arguments(self._bind)
         self._guard = threading.Lock()
         self._launch, self._launch_error = self._driver.launchKernel, self._driver.CUDADriverError
+
+    @property
+    def source(self) -> archs.Arch:
+        return self._source
 
     @staticmethod
     def current() -> int:
