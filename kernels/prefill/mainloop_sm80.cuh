@@ -2,8 +2,7 @@
 #pragma once
 
 #include "core/family_sm80.cuh"
-#include "prefill/impl_sm80.cuh"
-#include "prefill/query_tile.cuh"
+#include "prefill/query_sm80.cuh"
 
 template<class Arch, class Impl, class TileSource, int kWarps>
 struct PrefillMainloop;
@@ -21,21 +20,7 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
     typename Impl::FragO frag_o;
     typename Impl::FragRow frag_m, frag_l;
 
-    DEVICE void Clear()
-    {
-#pragma unroll
-        for (int i = 0; i < Impl::kSlabs; ++i) {
-#pragma unroll
-            for (int j = 0; j < 2 * Impl::kDimSteps; ++j) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    frag_o[i][j][e] = 0.f;
-                }
-            }
-            frag_m[i][0] = frag_m[i][1] = negative_infinity();
-            frag_l[i][0] = frag_l[i][1] = 0.f;
-        }
-    }
+    DEVICE void Clear() { Impl::Clear(frag_o, frag_m, frag_l); }
 
     // Part `part` of p.num_splits of the tile's keys. Q is on its way to smem_q, uncommitted: it arrives with the first tile.
     template<class Params>
@@ -68,16 +53,7 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
                 typename Impl::FragS frag_s;
                 Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{slot, lane});
                 if (p.softcap_in != 0.f) {
-#pragma unroll
-                    for (int i = 0; i < Impl::kSlabs; ++i) {
-#pragma unroll
-                        for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
-#pragma unroll
-                            for (int e = 0; e < 4; ++e) {
-                                frag_s[i][j][e] = softcap(p, frag_s[i][j][e]);
-                            }
-                        }
-                    }
+                    Impl::Softcap(frag_s, p);
                 }
                 const int keys = p.causal ? position + 1 : query.klen;  // that the warp's first row keeps, but for the window
                 if (key0 + CTA_S > keys || (p.window_size && key0 <= last - p.window_size)) {

@@ -22,7 +22,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("case", "device"), ROWS)
-def test_case(case: Case, device: str) -> None:
+def test_case(case: Case, device: str | pa.devices.base.Device) -> None:
     world = make(case)
     cache = cache_of(world, device)
     batch = pa.Batch(world.table, world.seqlens_q, world.seqlens_k, device=device)
