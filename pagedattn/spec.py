@@ -150,10 +150,7 @@ class KernelSpec(Footprint):
         tile = 32 if self.quantised or self.mma == "m8n8k4" else 16
         if self.cta_s not in (None, tile):
             raise ArgumentError(f"`cta_s` of this decode kernel must be {tile}; got {self.cta_s}.")
-        key = (self.head_dim, self.heads, dtypes.of(self.kv_dtype).bits)
-        rows = tuning.DECODE_OF[str(self.mma)].get(key)
-        if self.splits == "cut":
-            rows = tuning.DECODE_CUTS.get((str(self.mma), *key), rows)
+        rows = tuning.DECODE_OF[str(self.mma)].get((self.head_dim, self.heads, dtypes.of(self.kv_dtype).bits))
         if rows is None:
             raise UnsupportedError(f"a pack must be of 8 heads for head_dim {self.head_dim} in {self.kv_dtype}; got heads={self.heads}.")
         self._take(rows)
@@ -249,14 +246,14 @@ def shipped(
     targets = [a.name for n, a in archs.ARCHS.items() if n >= archs.OLDEST] if archs_ is None else archs_
     types = None if dtypes_ is None else tuple(dtypes_)
     dims = tuple(HEAD_DIMS if head_dims is None else head_dims)
-    chosen = None if ops is None else tuple(ops)
+    chosen = tuple(OPS if ops is None else ops)
     stored = tuple(KV_DTYPES if kv_dtypes is None else kv_dtypes)
     return [
         spec
         for target in targets
         for dtype in (_types(target) if types is None else types)
         for dim in dims
-        for op in (_ops(target) if chosen is None else chosen)
+        for op in chosen
         for kv_dtype in (stored if op != "merge" else (None,))
         for spec in _variants(op, dtype, kv_dtype, dim, target)
     ]
@@ -264,10 +261,6 @@ def shipped(
 
 def _types(target: str) -> tuple[str, ...]:
     return dtypes.ACTIVATIONS if archs.parse(target).family == "sm80" else ("float16",)
-
-
-def _ops(target: str) -> tuple[str, ...]:
-    return tuple(op for op in OPS if op != "prefill" or tuning.PREFILL_OF[archs.parse(target).mma])
 
 
 def _variants(op: str, dtype: str, kv_dtype: str | None, head_dim: int, target: str) -> Iterator[KernelSpec]:

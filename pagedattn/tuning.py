@@ -91,9 +91,7 @@ DECODE_M8N8K4: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
     (128, 8, 16): (DecodeTile(8, 1, 32), DecodeTile(5, 1, 32)),
     (128, 16, 16): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
     (192, 8, 16): (DecodeTile(5, 1, 32), DecodeTile(3, 1, 32)),
-    (192, 16, 16): (DecodeTile(4, 1, 32), DecodeTile(3, 1, 32)),
     (256, 8, 16): (DecodeTile(4, 1, 32), DecodeTile(2, 1, 32)),
-    (256, 16, 16): (DecodeTile(3, 1, 32), DecodeTile(2, 1, 32)),
     (64, 8, 8): (DecodeTile(8, 1, 32),),
     (64, 16, 8): (DecodeTile(8, 1, 32),),
     (96, 8, 8): (DecodeTile(8, 1, 32),),
@@ -101,9 +99,7 @@ DECODE_M8N8K4: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
     (128, 8, 8): (DecodeTile(8, 1, 32),),
     (128, 16, 8): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
     (192, 8, 8): (DecodeTile(8, 1, 32), DecodeTile(5, 1, 32)),
-    (192, 16, 8): (DecodeTile(4, 1, 32), DecodeTile(3, 1, 32)),
     (256, 8, 8): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
-    (256, 16, 8): (DecodeTile(3, 1, 32), DecodeTile(2, 1, 32)),
     (64, 8, 4): (DecodeTile(8, 1, 32),),
     (64, 16, 4): (DecodeTile(8, 1, 32),),
     (96, 8, 4): (DecodeTile(8, 1, 32),),
@@ -111,14 +107,7 @@ DECODE_M8N8K4: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
     (128, 8, 4): (DecodeTile(8, 1, 32),),
     (128, 16, 4): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
     (192, 8, 4): (DecodeTile(8, 1, 32), DecodeTile(5, 1, 32)),
-    (192, 16, 4): (DecodeTile(4, 1, 32), DecodeTile(3, 1, 32)),
     (256, 8, 4): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
-    (256, 16, 4): (DecodeTile(3, 1, 32), DecodeTile(2, 1, 32)),
-}
-# Cuts keep more in registers: fewer warps where those of a flat list would spill.
-DECODE_CUTS = {
-    ("m16n8k8", 128, 8, 16): (DecodeTile(8, 1),),
-    ("m16n8k8", 128, 8, 4): (DecodeTile(8, 1, 32),),
 }
 DECODE_OF = {"m16n8k16": DECODE, "m16n8k8": DECODE_M16N8K8, "m8n8k4": DECODE_M8N8K4}
 

@@ -76,6 +76,52 @@ def test_no_bank_conflicts_where_tiles_go_through_registers(target: str, head_di
     assert {str(s.lines[0]): s.conflicts for s in sites if s.conflicts} == {}
 
 
+SM70_DECODE = [(dim, 8, None) for dim in DIMS] + [(64, 16, None), (128, 8, "int8"), (128, 8, "int4"), (96, 8, "int8"), (256, 8, "int4")]
+
+
+@pytest.mark.parametrize(("head_dim", "heads", "kv_dtype"), SM70_DECODE)
+@pytest.mark.parametrize("target", ["sm_70", "sm_75"])
+def test_sm70_decode_reads_once_and_without_conflicts(target: str, head_dim: int, heads: int, kv_dtype: str | None) -> None:
+    """A pack's heads read K and V once, 16 bytes a lane; tiles are written and read, and P passes, without bank conflicts."""
+    counts = counted("decode", head_dim, heads, target=target, kv_dtype=kv_dtype)
+    row = pa.BlockLayout(1, head_dim, 16, kv_dtype=kv_dtype).token_bytes
+    needed = sum(LENGTHS) * 2 * row
+    assert needed <= counts.bytes_of("pool").moved_bytes <= 1.03 * needed
+    assert {width for name, _, width in counts.global_traffic if name == "pool"} == {16}
+    sites = [s for s in counts.shared_sites.values() if any(line.file == "kernels/ptx/memory.cuh" for line in s.lines)]
+    kinds = {s.instruction.split()[0] for s in sites}
+    assert {"ld.shared.v4.u32", "st.shared.v4.u32"} <= kinds
+    assert {str(s.lines): s.conflicts for s in sites if s.conflicts} == {}
+
+
+@pytest.mark.parametrize(
+    ("target", "kv_dtype", "limit"),
+    [
+        ("sm_75", None, 2.6),
+        ("sm_75", "int8", 3.05),
+        ("sm_75", "int4", 3.75),
+        ("sm_70", None, 3.2),
+        ("sm_70", "int8", 3.35),
+        ("sm_70", "int4", 3.2),
+    ],
+)
+def test_sm70_decode_instructions_for_a_key_and_head(target: str, kv_dtype: str | None, limit: float) -> None:
+    """Warp instructions that another key costs, for each of a pack's eight heads: a sequence's, less those of a shorter one."""
+    spent = []
+    for length in (512, 1536):
+        device = InterpreterDevice(target)
+        cache = pa.KVCache(96, num_kv_heads=1, head_dim=128, block_len=16, kv_dtype=kv_dtype, device=device)
+        cache.pool[:] = 0
+        sequences = [cache.new_sequence()]
+        cache.extend(sequences, [length])
+        batch = cache.batch(sequences)
+        device.counting = True
+        pa.paged_attention(device.zeros((1, 8, 128), np.float16), cache, batch)
+        spent.append(sum(device.launches[0].instructions.values()))
+    found = (spent[1] - spent[0]) / ((1536 - 512) * 8)
+    assert found <= limit
+
+
 def _of_rows_that_end(site: ptx.counts.Site) -> bool:
     return any(line.file == "kernels/prefill/epilogue.cuh" for line in site.lines)
 
