@@ -20,10 +20,12 @@ from pagedattn.errors import (
 )
 from pagedattn.explain import explain, supports
 from pagedattn.layout import BlockLayout
-from pagedattn.ops import append, gather, merge, paged_attention
+from pagedattn.merge import merge
+from pagedattn.ops import append, gather, paged_attention
 from pagedattn.params import AttentionParams
 from pagedattn.precompile import precompile
 from pagedattn.spec import KernelSpec
+from pagedattn.warmup import warmup
 from pagedattn.workspace import workspace_bytes
 
 __version__ = "0.1.0"
@@ -50,5 +52,6 @@ __all__ = [
     "paged_attention",
     "precompile",
     "supports",
+    "warmup",
     "workspace_bytes",
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pagedattn import arch as archs
 from pagedattn import params
-from pagedattn.spec import KernelSpec, decode_heads
+from pagedattn.spec import SPLITS, KernelSpec, decode_heads
 
 if TYPE_CHECKING:
     from pagedattn.arch import Arch
@@ -158,6 +158,18 @@ def _pack_size(group_size: int, head_dim: int, kv_dtype: str, mma: str) -> int:
     """The smallest pack that holds a group, else the largest there is."""
     sizes = decode_heads(head_dim, kv_dtype, mma)
     return next((n for n in sizes if n >= group_size), sizes[-1])
+
+
+def specs_of(layout: BlockLayout, num_heads: int, arch: Arch) -> list[KernelSpec]:
+    """Every kernel that calls with so many query heads on caches of a layout can ask for."""
+    stored = str(layout.kv_dtype)
+    heads = _pack_size(num_heads // layout.num_kv_heads, layout.head_dim, stored)
+    common = (layout.dtype, stored, layout.head_dim, arch.name)
+    return [
+        *(spec_for(op, *common) for op in ("append", "gather", "prefill")),
+        *(spec_for("decode", *common, heads, splits) for splits in SPLITS),
+        spec_for("merge", layout.dtype, layout.dtype, layout.head_dim, arch.name),
+    ]
 
 
 def plan_decode(device: Target, layout: BlockLayout, group_size: int, batch: Batch, num_splits: int) -> tuple[KernelSpec, int, int, int]:

@@ -66,6 +66,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
       NumPy
         device 'cpu' computes with NumPy: 0 sequences with one query, 1 with more
     """
+    checks.layer_of(cache, batch, 0)
     device, layout = cache.device, cache.layout
     counts = f"{batch.num_decode} sequences with one query, {batch.num_prefill} with more"
     if device.arch is None:

@@ -10,6 +10,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from pagedattn.arch import Arch
+    from pagedattn.kernel import Kernel
     from pagedattn.plan import Plan
     from pagedattn.problem import Problem
 
@@ -77,6 +78,10 @@ class Device(ABC):
     ) -> None:
         """Execute what was prepared, on these arrays (`params.ARRAYS`, None where there is none)."""
         raise NotImplementedError(f"{self.name} leaves no plans.")
+
+    def load(self, kernel: Kernel) -> None:
+        """Make a kernel ready to run here."""
+        raise NotImplementedError(f"{self.name} runs no kernels.")
 
     @abstractmethod
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:

@@ -15,6 +15,7 @@ from pagedattn import arch as archs
 from pagedattn import dispatch, env
 from pagedattn.build import build
 from pagedattn.devices.base import Device
+from pagedattn.devices.streams import Foreign, stream_address
 from pagedattn.errors import ArgumentError, DeviceFault, UnsupportedError
 from pagedattn.params import STRUCT_BYTES, fill
 from pagedattn.plan import Plan, Step
@@ -67,15 +68,6 @@ class _Workspace(NamedTuple):
     partial_address: int
     count_address: int
     arrays: Any  # keeps the memory
-
-
-class _Foreign(NamedTuple):
-    """A stream of which the address is known, as CuPy takes it."""
-
-    address: int
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.address  # the protocol's version
 
 
 class _Arguments(threading.local):
@@ -243,6 +235,10 @@ class CudaDevice(Device):
         finally:
             self._runtime.setDevice(previous)
 
+    def load(self, kernel: Kernel) -> None:
+        if kernel.spec not in self._loaded:
+            self._load(kernel)
+
     def _plan(self, launches: Sequence[dispatch.Launch], layer_bytes: int = 0) -> Plan:
         """Launches with their kernels built and loaded."""
         steps = []
@@ -257,7 +253,7 @@ class CudaDevice(Device):
         if stream == self._current_stream(self.index).ptr:
             return nullcontext()
         streams = self._cupy.cuda.Stream
-        found: AbstractContextManager[Any] = streams.from_external(_Foreign(stream)) if stream else streams.null
+        found: AbstractContextManager[Any] = streams.from_external(Foreign(stream)) if stream else streams.null
         return found
 
     def _bind(self) -> None:
@@ -302,15 +298,3 @@ class CudaDevice(Device):
             loaded = _Loaded(function, spec.threads, spec.shared_bytes, module)
             self._loaded[spec] = loaded
         return loaded
-
-
-def stream_address(stream: Any) -> int:
-    """The address of a stream: an int, a CuPy stream (`ptr`), a PyTorch stream (`cuda_stream`), or an object with `__cuda_stream__`."""
-    if isinstance(stream, int):
-        return stream
-    if hasattr(stream, "__cuda_stream__"):
-        return int(stream.__cuda_stream__()[1])
-    for name in ("ptr", "cuda_stream"):
-        if hasattr(stream, name):
-            return int(getattr(stream, name))
-    raise ArgumentError(f"`stream` must be an address, a CuPy or PyTorch stream, or have __cuda_stream__; got {type(stream).__name__}.")

@@ -26,12 +26,12 @@ TEMPLATES = sorted(resources.folder("templates").glob("*.j2"))
 ROWS = (
     ("errors", "dtypes", "arch", "env", "resources"),
     ("layout", "params", "tuning", "problem", "quant", "footprint", "spec"),
-    ("render", "nvrtc", "kernel", "store"),
+    ("render", "nvrtc", "kernel", "entry", "store"),
     ("build", "dispatch", "plan", "workspace"),
     ("devices",),
-    ("allocator", "sequences", "arrays", "batch", "convert", "cache", "checks"),
-    ("ops",),
-    ("explain", "precompile", "show", "testing"),
+    ("allocator", "sequences", "arrays", "batch", "convert", "figures", "pools", "cache", "checks"),
+    ("ops", "merge"),
+    ("archive", "bench", "explain", "precompile", "show", "testing", "warmup"),
     ("pagedattn",),
     ("cli", "doctor", "demo", "__main__"),
 )
