@@ -166,16 +166,14 @@ class KernelSpec(Footprint):
         self._take(tuning.PREFILL_OF[str(self.mma)][self.head_dim, self.quantised])
         assert self.warps is not None
         assert self.cta_q is not None
-        if self.cta_q % (16 * self.warps):
-            raise ArgumentError(f"`cta_q` must be a multiple of 16 rows for each of {self.warps} warps; got {self.cta_q}.")
-        tiles = (32, 64) if self.family == "sm80" else (16, 32, 64)
+        if self.cta_q % (16 * self.warps) or self.cta_q & (self.cta_q - 1):
+            raise ArgumentError(f"`cta_q` must be a power of two, a multiple of 16 rows for each of {self.warps} warps; got {self.cta_q}.")
+        tiles, stages = ((32, 64), (2,)) if self.family == "sm80" else ((16, 32, 64), (1, 2))
+        whose = f"the {str(self.family).upper()} family's prefill kernel"
         if self.cta_s not in tiles:
-            raise ArgumentError(
-                f"`cta_s` of the {str(self.family).upper()} family's prefill kernel must be one of {tiles}; got {self.cta_s}."
-            )
-        if self.stages not in ((2,) if self.family == "sm80" else (1, 2)):
-            known = "2" if self.family == "sm80" else "1 (V stands where K stood) or 2"
-            raise ArgumentError(f"`stages` of the {str(self.family).upper()} family's prefill kernel must be {known}; got {self.stages}.")
+            raise ArgumentError(f"`cta_s` of {whose} must be one of {tiles}; got {self.cta_s}.")
+        if self.stages not in stages:
+            raise ArgumentError(f"`stages` of {whose} must be {' or '.join(map(str, stages))}; got {self.stages}.")
 
     def _take(self, rows: Iterable[Any]) -> None:
         """Fill open fields from the first row of the tuning table that fits; the caller's own fields stand."""

@@ -125,13 +125,13 @@ PREFILL: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
     (256, True): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
 }
 # The SM70 family: with one stage V stands where K stood, which makes room for longer tiles; those won wherever they fitted. 64 KB hold 256
-# rows of queries of head_dim 64 only, 96 KB up to 128.
+# rows of queries up to head_dim 96, 96 KB up to 128.
 PREFILL_M16N8K8: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
     (dim, quantised): (tile,)
     for quantised in (False, True)
     for dim, tile in {
         64: PrefillTile(8, 256, 64, 1),
-        96: PrefillTile(8, 128, 64, 1),
+        96: PrefillTile(8, 256, 32, 1, stages=1),
         128: PrefillTile(8, 128, 64, 1, stages=1),
         192: PrefillTile(8, 128, 32, 1, stages=1),
         256: PrefillTile(4, 64, 16, 1),
