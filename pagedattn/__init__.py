@@ -22,6 +22,7 @@ from pagedattn.explain import explain, supports
 from pagedattn.layout import BlockLayout
 from pagedattn.ops import append, gather, merge, paged_attention
 from pagedattn.precompile import precompile
+from pagedattn.rope import Rope
 from pagedattn.spec import KernelSpec
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "OutOfBlocksError",
     "PagedAttnError",
     "RenderError",
+    "Rope",
     "UnsupportedError",
     "append",
     "compile",

@@ -73,6 +73,7 @@ class Batch:
         "max_blocks",
         "max_seqlen_k",
         "max_seqlen_q",
+        "notes",
         "num_decode",
         "num_prefill",
         "num_tokens",
@@ -155,6 +156,7 @@ class Batch:
         self.num_decode = int(np.count_nonzero(seqlens_q == 1))
         self.num_prefill = int(np.count_nonzero(seqlens_q)) - self.num_decode
         self._checked: tuple[int, int] | None = None
+        self.notes: dict[Any, Any] = {}  # what calls have worked out for this batch
 
     def check_width(self, block_len: int) -> None:
         """Refuse a table with too few columns for the longest sequence in blocks of `block_len` tokens. Cheap enough for every call."""

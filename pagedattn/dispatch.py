@@ -5,6 +5,7 @@ Sequences with one query token are decode's, longer ones prefill's; a mixed batc
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -114,6 +115,7 @@ def _cache_values(problem: Problem, device: Target) -> dict[str, Any]:
         "v_base": base + layout.v_rows.base,
         "head_bytes": k_rows.per_head,
         **(_param_values(problem) if layout.quantised else {}),
+        **({} if problem.extras is None else {"extras": _extras(problem, device)}),
         "block_len_log2": layout.block_len.bit_length() - 1,
         "max_blocks": batch.max_blocks,
         "batch_size": batch.batch_size,
@@ -125,6 +127,23 @@ def _param_values(problem: Problem) -> dict[str, Any]:
     k_params, v_params = problem.layout.k_params, problem.layout.v_params
     base = problem.layer * k_params.per_layer
     return {"k_param_base": base + k_params.base, "v_param_base": base + v_params.base, "param_head_bytes": k_params.per_head}
+
+
+def _extras(problem: Problem, device: Target) -> bytes:
+    """What the call asks besides attention itself, packed."""
+    extras = problem.extras
+    assert extras is not None
+    values: dict[str, Any] = {name: device.address(x) for name, x in extras.arrays().items()}
+    table, positions, most = extras.rope_table, extras.rope_positions, extras.logn_max_position
+    if table is not None:
+        values.update(rope_dim=extras.rope_dim, rope_interleaved=extras.rope_interleaved, rope_factor=extras.rope_factor)
+        values["rope_stride"] = table.shape[-1] if table.ndim == 2 else 0
+    if positions is not None and len(positions) > 1:
+        values["rope_axis_stride"] = positions.shape[1]
+    if most:
+        values["logn_max_position"], values["logn_scale"] = most, 1 / math.log2(most)
+    values["prepare"] = extras.prepares(problem.op)
+    return params.pack_extras(**values)
 
 
 def _query_values(problem: Problem, device: Target) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import numpy as np
 from pagedattn import dtypes, env
 from pagedattn.arrays import adopt, give_back
 from pagedattn.errors import ArgumentError, UnsupportedError
-from pagedattn.problem import Problem
+from pagedattn.extras import resolve
+from pagedattn.problem import Extras, Problem
 
 if TYPE_CHECKING:
     from pagedattn.batch import Batch
@@ -45,6 +46,10 @@ def append(
         Which tokens these are; `cache.extend` made room for them.
     layer : int
         The cache's layer.
+    k_bias, v_bias : array (num_kv_heads, head_dim), of the cache's dtype, optional
+        Added to the rows first.
+    rope : Rope, or what its `at` returns, optional
+        Turns keys, after their bias, before they are quantised.
     stream : optional
         The CUDA stream; None: the current one.
 
@@ -53,7 +58,7 @@ def append(
     ArgumentError
         Shapes, dtypes, devices or ranges that do not fit; nothing was written.
     UnsupportedError
-        `k_bias`, `v_bias`, `rope`, `cp`.
+        `cp`.
 
     Examples
     --------
@@ -65,11 +70,19 @@ def append(
     >>> float(pa.gather(cache, batch)[0].sum())
     384.0
     """
-    _refuse(k_bias=k_bias, v_bias=v_bias, rope=rope, cp=cp)
+    if cp is not None:
+        _refuse(cp=cp)
     layer = _check_cache(cache, batch, layer)
+    extras = None
+    if not (k_bias is v_bias is rope is None):
+        extras = resolve(cache, batch, k_bias=k_bias, v_bias=v_bias, rope=rope)
+    _append(k, v, cache, batch, layer, extras, stream)
+
+
+def _append(k: Any, v: Any, cache: KVCache, batch: Batch, layer: int, extras: Extras | None, stream: Any) -> None:
     shape = (batch.num_tokens, cache.layout.num_kv_heads, cache.layout.head_dim)
     k, v = _rows(k, cache, "k", shape), _rows(v, cache, "v", shape)
-    cache.device.run(Problem("append", cache.layout, cache.pool, layer, batch, k=k, v=v, stream=stream))
+    cache.device.run(Problem("append", cache.layout, cache.pool, layer, batch, k=k, v=v, extras=extras, stream=stream))
 
 
 def paged_attention(
@@ -124,6 +137,12 @@ def paged_attention(
         Scores s become softcap * tanh(s / softcap).
     sinks : array (num_heads) float32, optional
         A logit per head that joins the softmax's sum and has no value.
+    rope : Rope, or what its `at` returns, optional
+        Turns the queries, and the keys of `k`; keys in the cache stay as they are.
+    q_bias, k_bias, v_bias : array (heads, head_dim), of the cache's dtype, optional
+        Added to q, k and v before they turn.
+    logn_max_position : int, optional
+        Queries at a position p above it are scaled by log(p) / log(logn_max_position), after they turn.
     out : array like q, optional
         Where the result goes; it is returned.
     return_lse : bool
@@ -164,17 +183,8 @@ def paged_attention(
     >>> out.shape, bool(np.array_equal(out[0, 0], v[0, 0]))  # the first token sees only itself
     ((3, 8, 64), True)
     """
-    if not (alibi_slopes is mask is rope is q_bias is k_bias is v_bias is logn_max_position is cp is None):
-        _refuse(
-            alibi_slopes=alibi_slopes,
-            mask=mask,
-            rope=rope,
-            q_bias=q_bias,
-            k_bias=k_bias,
-            v_bias=v_bias,
-            logn_max_position=logn_max_position,
-            cp=cp,
-        )
+    if not (alibi_slopes is mask is cp is None):
+        _refuse(alibi_slopes=alibi_slopes, mask=mask, cp=cp)
     layer = _check_cache(cache, batch, layer)
     layout, device = cache.layout, cache.device
     rows = _rows(q, cache, "q", (batch.num_tokens, None, layout.head_dim))
@@ -198,8 +208,17 @@ def paged_attention(
     lse = device.empty(rows.shape[:2], np.float32) if return_lse else None
     if (k is None) != (v is None):
         raise ArgumentError(f"`k` and `v` must come together; got only `{'v' if k is None else 'k'}`.")
+    extras = None
+    if not (rope is q_bias is k_bias is v_bias is logn_max_position is None):
+        if k is None and not (k_bias is v_bias is None):
+            raise ArgumentError(
+                "`k_bias` and `v_bias` are added to new rows, and must come with `k` and `v`; got none. Pass them to append."
+            )
+        extras = resolve(
+            cache, batch, num_heads, rope=rope, q_bias=q_bias, k_bias=k_bias, v_bias=v_bias, logn_max_position=logn_max_position
+        )
     if k is not None:
-        append(k, v, cache, batch, layer=layer, stream=stream)
+        _append(k, v, cache, batch, layer, extras, stream)
     device.run(
         Problem(
             "attention",
@@ -216,6 +235,7 @@ def paged_attention(
             window_size=window,
             softcap=cap,
             num_splits=splits,
+            extras=extras,
             stream=stream,
         )
     )

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pagedattn.batch import Batch
     from pagedattn.layout import BlockLayout
+
+
+@dataclass(slots=True)
+class Extras:
+    """What a call asks besides attention itself; arrays are on the device.
+
+    Attributes
+    ----------
+    rope_table : uint64 array (pairs,) or (batch_size, pairs), optional
+        `Rope.turns`, one for all sequences or one for each.
+    rope_positions : int32 array (axes, num_tokens), optional
+        None: the tokens' places in their sequences.
+    rope_dim, rope_interleaved, rope_factor
+        Elements that turn, how they pair, and what cos and sin are multiplied by.
+    q_bias, k_bias, v_bias : array (heads, head_dim), optional
+    logn_max_position : int
+        0: none.
+    """
+
+    rope_table: Any = None
+    rope_positions: Any = None
+    rope_dim: int = 0
+    rope_interleaved: bool = False
+    rope_factor: float = 1.0
+    q_bias: Any = None
+    k_bias: Any = None
+    v_bias: Any = None
+    logn_max_position: int = 0
+
+    def prepares(self, op: str) -> bool:
+        """Whether rows of q (attention), or of k and v (append), change on their way in."""
+        if op == "append":
+            return not (self.rope_table is self.k_bias is self.v_bias is None)
+        return bool(self.logn_max_position) or not (self.rope_table is self.q_bias is None)
+
+    def arrays(self) -> dict[str, Any]:
+        """Every array by its name."""
+        return {f.name: x for f in fields(self) if hasattr(x := getattr(self, f.name), "shape")}
 
 
 @dataclass(slots=True)
@@ -34,6 +72,8 @@ class Problem:
         0: none.
     num_splits : int
         0: chosen; n > 0: n cuts of every sequence; n < 0: cuts of -n keys ("fixed:N").
+    extras : Extras, optional
+        None: nothing besides.
     stream : object, optional
         A CUDA stream; None: the current one.
     """
@@ -54,4 +94,5 @@ class Problem:
     window_size: int = 0
     softcap: float = 0.0
     num_splits: int = 0
+    extras: Extras | None = None
     stream: Any = None

@@ -205,6 +205,17 @@ def read_rows(pool: Array, blocks: list[int], length: int, layer: int, shape: Sh
     return k, v
 
 
+def read_params(pool: Array, blocks: list[int], length: int, layer: int, shape: Shape) -> tuple[Array, Array]:
+    """(scale, zero) of one sequence's rows of K and of V, float64 (length, num_kv_heads, 2), out of a pool's bytes."""
+    pairs = np.empty((length, shape.num_kv_heads, 2)), np.empty((length, shape.num_kv_heads, 2))
+    for first in range(0, length, shape.block_len):
+        block = pool[blocks[first // shape.block_len]]
+        part = slice(first, min(first + shape.block_len, length))
+        for rows, head, _, params in _places(block, pairs, layer, 0, part.stop - first, shape):
+            rows[part, head] = decode(np.ascontiguousarray(params).view(np.uint16), shape.dtype)
+    return pairs
+
+
 def write_rows(pool: Array, blocks: list[int], first: int, k: Array, v: Array, layer: int, shape: Shape) -> None:
     """Put the bit patterns `k`, `v` of the tokens from position `first` on into a pool's bytes, quantised if the cache is."""
     done = 0

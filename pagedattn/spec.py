@@ -216,6 +216,8 @@ class KernelSpec:
         if self.op == "decode":
             pieces = self.piece_bytes if self.splits == "flat" else 0
             return (self.warps or 0) * (self.ring_bytes + self.query_bytes + pieces)
+        if self.op == "append":  # a warp's rows on their way through bias and rotation
+            return 512 * (self.warps or 0) if self.quantised else 0
         return self.ring_bytes + self.query_bytes if self.op == "prefill" else 0
 
     @cached_property

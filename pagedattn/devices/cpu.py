@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pagedattn import dtypes, quant
 from pagedattn.devices.base import Device
+from pagedattn.prepare import prepare
 
 if TYPE_CHECKING:
     from pagedattn.layout import Affine
@@ -143,7 +145,11 @@ def _places(problem: Problem, counts: Array) -> tuple[Array, Array]:
 
 def _append(problem: Problem) -> None:
     block, token = _places(problem, problem.batch.seqlens_q)
-    for rows, new in zip(_rows(problem), (problem.k, problem.v), strict=True):
+    new_k, new_v, extras = problem.k, problem.v, problem.extras
+    if extras is not None:
+        new_k = prepare(new_k, extras.k_bias, extras, problem.batch)
+        new_v = prepare(new_v, extras.v_bias, extras, problem.batch, turning=False)
+    for rows, new in zip(_rows(problem), (new_k, new_v), strict=True):
         rows.write((block, slice(None), token), new)
 
 
@@ -155,7 +161,9 @@ def _gather(problem: Problem) -> None:
 
 def _attention(problem: Problem) -> None:
     k, v = _rows(problem)
-    batch, layout = problem.batch, problem.layout
+    batch, layout, extras = problem.batch, problem.layout, problem.extras
+    if extras is not None:
+        problem = replace(problem, q=prepare(problem.q, extras.q_bias, extras, batch, logn=True))
     group = problem.q.shape[1] // layout.num_kv_heads
     step = max(1, _QUERY_ROWS // group)
     start = 0

@@ -112,6 +112,8 @@ class InterpreterDevice(Device):
             name: getattr(problem, name) for name in (*_INPUTS[problem.op], *_OUTPUTS[problem.op]) if getattr(problem, name) is not None
         }
         arrays.update(block_table=batch.block_table, cu_seqlens_q=batch.cu_seqlens_q, cu_seqlens_k=batch.cu_seqlens_k)
+        if problem.extras is not None:
+            arrays.update(problem.extras.arrays())
         for launch in dispatch.select(problem, self, 0):
             self.launch(launch, arrays, _OUTPUTS[problem.op])
 

@@ -32,6 +32,7 @@ def test_case(case: Case, device: str) -> None:
         keywords["sinks"] = cache.device.asarray(world.sinks)
     if case.append:
         keywords.update(k=k, v=v)
+    keywords.update(changing(world, cache.device))
     room, out = room_for(case, q, cache.device)
     if out is not None:
         keywords["out"] = out
@@ -42,13 +43,30 @@ def test_case(case: Case, device: str) -> None:
     assert type(found) is cache.device.array_type
     assert found.shape == world.q.shape
     assert found.dtype == world.q.dtype
+    if world.turned.rows_change:
+        world.settle(cache.device.to_host(cache.pool))
+    else:
+        np.testing.assert_array_equal(cache.device.to_host(cache.pool), world.full_pool, "the pool")
     compare(world, cache.device.to_host(found), None if lse is None else cache.device.to_host(lse))
-    np.testing.assert_array_equal(cache.device.to_host(cache.pool), world.full_pool, "the pool")
     if room is not None:
         outside = np.array(cache.device.to_host(room).view(np.uint8))
         inside = guarded(case, outside, len(world.q))
         inside[...] = NAN_BYTE
         assert (outside == NAN_BYTE).all(), "something around out= was written"
+
+
+def changing(world: World, device: pa.devices.base.Device) -> dict[str, Any]:
+    """The keywords by which rows change on their way in."""
+    case, turned, keywords = world.case, world.turned, {}
+    if case.rope:
+        rope = pa.Rope(**case.rope)
+        keywords["rope"] = rope if turned.positions is None else rope.at(turned.positions)
+    for name, bias in turned.biases.items():
+        if case.append or name == "q_bias":
+            keywords[name] = device.asarray(bias)
+    if case.logn:
+        keywords["logn_max_position"] = case.logn
+    return keywords
 
 
 def compare(world: World, found: np.ndarray[Any, Any], lse: np.ndarray[Any, Any] | None) -> None:

@@ -115,6 +115,18 @@ BAD: dict[str, tuple[Call, str]] = {
     "splits-bool": (attend(num_splits=value(True)), "`num_splits` must be"),
     "sinks-shape": (attend(sinks=shape(2, dtype=np.float32)), r"`sinks` must be float32 of shape \(8,\)"),
     "sinks-dtype": (attend(sinks=shape(8)), "`sinks` must be float32"),
+    "rope-text": (attend(rope=value("yarn")), "`rope` must be a pagedattn.Rope.*got str"),
+    "rope-dim": (append(rope=value(pa.Rope(dim=128))), "`dim` must not pass the cache's head_dim, 64; got 128"),
+    "rope-positions": (
+        attend(k=shape(4, 2, 64), v=shape(4, 2, 64), rope=value(pa.Rope().at([1]))),
+        r"`positions` must have the shape \(4,\).*got \(1,\)",
+    ),
+    "q-bias-shape": (attend(q_bias=shape(2, 64)), r"`q_bias` must be float16 of shape \(8, 64\).*got float16 \(2, 64\)"),
+    "k-bias-dtype": (append(k_bias=shape(2, 64, dtype=np.float32)), r"`k_bias` must be float16 of shape \(2, 64\).*got float32"),
+    "v-bias-list": (append(v_bias=value([[1.0]])), "`v_bias` must be an array"),
+    "k-bias-alone": (attend(k_bias=shape(2, 64)), "`k_bias` and `v_bias` are added to new rows, and must come with `k` and `v`"),
+    "logn-one": (attend(logn_max_position=value(1)), "`logn_max_position` must be an integer from 2"),
+    "logn-float": (attend(logn_max_position=value(2048.0)), "`logn_max_position` must be an integer"),
     "table-narrow": (attend(batch=lambda s: s.table([[0], [2]])), "`block_table` must have 2 columns.*got 1"),
     "table-narrow-append": (append(batch=lambda s: s.table([[0], [2]])), "`block_table` must have 2 columns.*got 1"),
     "table-narrow-gather": (lambda s: pa.gather(s.cache, s.table([[0], [2]])), "`block_table` must have 2 columns"),
@@ -147,7 +159,7 @@ def test_block_index_out_of_range(setup: Setup, name: str, operation: str, monke
         calls[operation](batch=batch)
 
 
-LATER = ("alibi_slopes", "mask", "rope", "q_bias", "k_bias", "v_bias", "logn_max_position", "cp")
+LATER = ("alibi_slopes", "mask", "cp")
 
 
 @pytest.mark.parametrize("name", LATER)
@@ -156,7 +168,7 @@ def test_keywords_of_later_versions(setup: Setup, name: str) -> None:
         setup.attend(**{name: object()})
 
 
-@pytest.mark.parametrize("name", ["k_bias", "v_bias", "rope", "cp"])
+@pytest.mark.parametrize("name", ["cp"])
 def test_keywords_of_later_versions_for_append(setup: Setup, name: str) -> None:
     with pytest.raises(pa.UnsupportedError, match=f"`{name}` is not in this version"):
         setup.append(**{name: object()})

@@ -44,6 +44,17 @@ OPTIONS = (
     "decode-ramp60",
     "decode-ramp-60",
     "decode-ramp-splits",
+    "rope-decode",
+    "rope-prefill",
+    "rope-group20-d192",
+    "rope-all",
+    "rope-odd-half",
+    "rope-dynamic",
+    "rope-window-splits",
+    "mrope",
+    "biases",
+    *(f"{name}-int8" for name in ("rope-all", "rope-d96-bf16", "rope-prefill")),
+    *(f"{name}-int4" for name in ("rope-decode", "mrope", "rope-d256", "rope-window-splits")),
 )
 
 

@@ -25,17 +25,17 @@ TEMPLATES = sorted(resources.folder("templates").glob("*.j2"))
 # A part imports parts of its own row and of the rows above; none imports itself through another.
 ROWS = (
     ("errors", "dtypes", "arch", "env", "resources"),
-    ("layout", "params", "tuning", "problem", "quant", "spec"),
+    ("layout", "params", "tuning", "prepare", "problem", "quant", "rope", "spec"),
     ("render", "nvrtc", "kernel", "store"),
     ("build", "dispatch"),
     ("devices",),
-    ("allocator", "sequences", "arrays", "batch", "convert", "cache"),
+    ("allocator", "sequences", "arrays", "batch", "convert", "cache", "extras"),
     ("ops",),
     ("explain", "precompile", "show", "testing"),
     ("pagedattn",),
     ("cli", "doctor", "demo", "__main__"),
 )
-WITNESSES = ("reference", "ptx")  # they import NumPy and nothing of the library, so that they can be compared with it
+WITNESSES = ("reference", "reference_rows", "ptx")  # they import NumPy and nothing of the library, so that they can be compared with it
 OWNERS = {
     "cupy": {"pagedattn.nvrtc", "pagedattn.devices.cuda"},
     "jinja2": {"pagedattn.render"},
