@@ -160,7 +160,7 @@ def bounds_of_codes(
 def shift_of_rounded_queries(q: Array, k: Array, dtype: str, softmax_scale: float | None) -> Array:
     """What scores may be off by because q was rounded to T after float32 arithmetic, (num_queries, num_heads).
 
-    An element whose exact value lies close to the middle of two numbers of T may go to the other one, a step of 2 u: two of a row are granted.
+    An element whose exact value lies close to the middle of two numbers of T may go to the other one, a step of 2 u; two of a row may.
     """
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     largest = np.abs(np.where(np.isfinite(k), k, 0.0)).max(initial=0.0)

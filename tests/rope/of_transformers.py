@@ -14,7 +14,7 @@ POSITIONS = [0, 1, 17, 3000]
 GRID = [[0, 1, 17, 3000], [0, 5, 2, 700], [0, 9, 1, 12]]
 LLAMA = {"hidden_size": 4 * HEAD_DIM, "num_attention_heads": 4, "max_position_embeddings": 1024}
 
-# name: (arguments of pagedattn.Rope, transformers' config, its embedding, its module with apply_rotary_pos_emb, what it calls rope_parameters)
+# name: arguments of Rope; of transformers the config, the embedding, the model, and rope_parameters
 YARN = {"factor": 8.0, "original_max_position_embeddings": 256}
 CASES = {
     "default": ({"kind": "default"}, "LlamaConfig", "LlamaRotaryEmbedding", "llama", {"rope_type": "default"}),
