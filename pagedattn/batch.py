@@ -9,6 +9,7 @@ import numpy as np
 from pagedattn import devices
 from pagedattn.arrays import adopt, place
 from pagedattn.errors import ArgumentError, UnsupportedError
+from pagedattn.plan import Plans
 
 if TYPE_CHECKING:
     from pagedattn.devices.base import Device
@@ -45,6 +46,8 @@ class Batch:
         Sequences, columns of the table, longest lengths, and sums of the lengths (`num_tokens`: of the new tokens).
     num_decode, num_prefill : int
         Sequences with exactly one new token, and with more.
+    plans : Plans
+        What calls have left for the next of their kind.
 
     Raises
     ------
@@ -77,6 +80,7 @@ class Batch:
         "num_decode",
         "num_prefill",
         "num_tokens",
+        "plans",
         "seqlens_k",
         "seqlens_q",
         "total_k",
@@ -155,6 +159,7 @@ class Batch:
         self.max_seqlen_k = int(seqlens_k.max()) if size else 0
         self.num_decode = int(np.count_nonzero(seqlens_q == 1))
         self.num_prefill = int(np.count_nonzero(seqlens_q)) - self.num_decode
+        self.plans = Plans()
         self._checked: tuple[int, int] | None = None
         self.notes: dict[Any, Any] = {}  # what calls have worked out for this batch
 

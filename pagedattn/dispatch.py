@@ -5,7 +5,6 @@ Sequences with one query token are decode's, longer ones prefill's; a mixed batc
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -30,16 +29,20 @@ class Target(Protocol):
     def arch(self) -> Arch | None: ...
     @property
     def sm_count(self) -> int: ...
-    def workspace(self, stream: int, partial_bytes: int, counts: int) -> tuple[int, int]: ...
     def address(self, x: Any) -> int: ...
 
 
 class Launch(NamedTuple):
-    """A kernel, its grid (CTAs) and its packed AttentionParams."""
+    """A kernel, its grid (CTAs), its packed AttentionParams, and the workspace that it wants.
+
+    The operands among the parameters, `params.OPERANDS`, are 0: the device fills them in.
+    """
 
     spec: KernelSpec
     grid: int
     params: bytes
+    partial_bytes: int = 0
+    counts: int = 0
 
 
 @cache
@@ -56,26 +59,23 @@ def _spec(op: str, layout: BlockLayout, device: Target, heads: int | None = None
     return spec_for(op, layout.dtype, layout.kv_dtype, layout.head_dim, device.arch.name, heads, splits)
 
 
-def select(problem: Problem, device: Target, stream: int) -> list[Launch]:
-    """The launches of a problem, in order. `stream` is the stream's address: pieces of one launch must not meet another's."""
+def select(problem: Problem, device: Target) -> list[Launch]:
+    """The launches of a problem, in order. Arrays of the problem count by shape and strides, not by address, and its layer not at all."""
     batch = problem.batch
     if problem.op == "attention":
-        values = {**_cache_values(problem, device), **_query_values(problem, device)}
+        values = {**_cache_values(problem, device), **_query_values(problem)}
         launches = []
         if batch.num_decode:
-            launches.append(_decode(problem, device, values, stream))
+            launches.append(_decode(problem, device, values))
         if batch.num_prefill:
-            launches.append(_prefill(problem, device, values, stream))
+            launches.append(_prefill(problem, device, values))
         return launches
     rows = batch.num_tokens if problem.op == "append" else batch.total_k
     if not rows:
         return []
-    k, v, address = problem.k, problem.v, device.address
     spec = _spec(problem.op, problem.layout, device)
-    packed = params.pack(
-        **_cache_values(problem, device), num_tokens=rows, k=address(k), k_stride=_token_stride(k), v=address(v), v_stride=_token_stride(v)
-    )
-    return [Launch(spec, rows, packed)]
+    strides = {"k_stride": _token_stride(problem.k), "v_stride": _token_stride(problem.v)}
+    return [Launch(spec, rows, params.pack(**_cache_values(problem, device), num_tokens=rows, **strides))]
 
 
 def merge(dtype: str, head_dim: int, device: Target, values: dict[str, Any]) -> Launch:
@@ -101,21 +101,20 @@ def head_pack(spec: KernelSpec, group_size: int, max_seqlen_q: int) -> int:
 
 
 def _cache_values(problem: Problem, device: Target) -> dict[str, Any]:
-    """The AttentionParams that say where the cache's rows are."""
+    """The AttentionParams that say where the cache's rows are in the pool."""
     layout, batch, address = problem.layout, problem.batch, device.address
-    k_rows = layout.k_rows
-    base = problem.layer * k_rows.per_layer
     return {
-        "pool": address(problem.pool),
         "block_table": address(batch.block_table),
         "cu_seqlens_q": address(batch.cu_seqlens_q) if batch.num_decode != batch.batch_size else 0,
         "cu_seqlens_k": address(batch.cu_seqlens_k),
         "block_bytes": layout.block_bytes,
-        "k_base": base + k_rows.base,
-        "v_base": base + layout.v_rows.base,
-        "head_bytes": k_rows.per_head,
-        **(_param_values(problem) if layout.quantised else {}),
-        **({} if problem.extras is None else {"extras": _extras(problem, device)}),
+        "k_base": layout.k_rows.base,
+        "v_base": layout.v_rows.base,
+        "head_bytes": layout.k_rows.per_head,
+        "k_param_base": layout.k_params.base,
+        "v_param_base": layout.v_params.base,
+        "param_head_bytes": layout.k_params.per_head,
+        "extras": b"" if problem.extras is None else problem.extras.packed(problem.op, address),
         "block_len_log2": layout.block_len.bit_length() - 1,
         "max_blocks": batch.max_blocks,
         "batch_size": batch.batch_size,
@@ -123,38 +122,12 @@ def _cache_values(problem: Problem, device: Target) -> dict[str, Any]:
     }
 
 
-def _param_values(problem: Problem) -> dict[str, Any]:
-    k_params, v_params = problem.layout.k_params, problem.layout.v_params
-    base = problem.layer * k_params.per_layer
-    return {"k_param_base": base + k_params.base, "v_param_base": base + v_params.base, "param_head_bytes": k_params.per_head}
-
-
-def _extras(problem: Problem, device: Target) -> bytes:
-    """What the call asks besides attention itself, packed."""
-    extras = problem.extras
-    assert extras is not None
-    values: dict[str, Any] = {name: device.address(x) for name, x in extras.arrays().items()}
-    table, positions, most = extras.rope_table, extras.rope_positions, extras.logn_max_position
-    if table is not None:
-        values.update(rope_dim=extras.rope_dim, rope_interleaved=extras.rope_interleaved, rope_factor=extras.rope_factor)
-        values["rope_stride"] = table.shape[-1] if table.ndim == 2 else 0
-    if positions is not None and len(positions) > 1:
-        values["rope_axis_stride"] = positions.shape[1]
-    if most:
-        values["logn_max_position"], values["logn_scale"] = most, 1 / math.log2(most)
-    values["prepare"] = extras.prepares(problem.op)
-    return params.pack_extras(**values)
-
-
-def _query_values(problem: Problem, device: Target) -> dict[str, Any]:
-    """The AttentionParams of an attention: its arrays and options."""
-    q, out, address, scale = problem.q, problem.out, device.address, problem.softmax_scale
-    heads = q.shape[1]
+def _query_values(problem: Problem) -> dict[str, Any]:
+    """The AttentionParams of an attention: its arrays' strides, and its options."""
+    heads, scale = problem.q.shape[1], problem.softmax_scale
     values = {
-        "q": address(q),
-        "q_stride": _token_stride(q),
-        "out": address(out),
-        "out_stride": _token_stride(out),
+        "q_stride": _token_stride(problem.q),
+        "out_stride": _token_stride(problem.out),
         "num_tokens": problem.batch.num_tokens,
         "num_heads": heads,
         "group_size": heads // problem.layout.num_kv_heads,
@@ -163,10 +136,6 @@ def _query_values(problem: Problem, device: Target) -> dict[str, Any]:
         "window_size": problem.window_size,
         "qk_scale": scale * _LOG2_E,
     }
-    if problem.lse is not None:
-        values["lse"] = address(problem.lse)
-    if problem.sinks is not None:
-        values["sinks"] = address(problem.sinks)
     if problem.softcap:
         values["softcap_in"], values["softcap_out"] = scale / problem.softcap, problem.softcap / scale
     return values
@@ -214,20 +183,17 @@ def plan_prefill(device: Target, layout: BlockLayout, num_heads: int, batch: Bat
     return spec, tiles, pack, parts
 
 
-def _decode(problem: Problem, device: Target, values: dict[str, Any], stream: int) -> Launch:
+def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
     spec, grid, packs, places = plan_decode(device, problem.layout, values["group_size"], problem.batch, problem.num_splits)
     segments = problem.batch.batch_size * problem.layout.num_kv_heads * packs
     pieces = places if problem.num_splits == 0 else places * segments
-    partial_o, partial_count = device.workspace(stream, pieces * spec.piece_bytes, segments)
     splits = problem.num_splits
-    packed = params.pack(
-        **values, head_packs=packs, partial_o=partial_o, partial_count=partial_count, num_splits=splits, max_splits=places if splits else 0
-    )
-    return Launch(spec, grid, packed)
+    packed = params.pack(**values, head_packs=packs, num_splits=splits, max_splits=places if splits else 0)
+    return Launch(spec, grid, packed, pieces * spec.piece_bytes, segments)
 
 
-def _prefill(problem: Problem, device: Target, values: dict[str, Any], stream: int) -> Launch:
+def _prefill(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
     spec, tiles, pack, parts = plan_prefill(device, problem.layout, values["num_heads"], problem.batch, problem.num_splits)
-    partial_o, partial_count = device.workspace(stream, tiles * parts * spec.piece_bytes, tiles) if parts > 1 else (0, 0)
-    packed = params.pack(**values, head_packs=pack.bit_length() - 1, num_splits=parts, partial_o=partial_o, partial_count=partial_count)
-    return Launch(spec, tiles * parts, packed)
+    packed = params.pack(**values, head_packs=pack.bit_length() - 1, num_splits=parts)
+    room = (tiles * parts * spec.piece_bytes, tiles) if parts > 1 else (0, 0)
+    return Launch(spec, tiles * parts, packed, *room)

@@ -6,10 +6,9 @@ import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pagedattn import dispatch
+from pagedattn import checks, dispatch
 from pagedattn.errors import ArgumentError, PagedAttnError
 from pagedattn.layout import BlockLayout
-from pagedattn.ops import parse_splits
 from pagedattn.spec import KernelSpec
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
             f"`q.shape[1]`, the query heads, must be a multiple of the cache's {layout.num_kv_heads} KV heads; got {q.shape[1]}."
         )
     group = q.shape[1] // layout.num_kv_heads
-    splits = 0 if num_splits is None else parse_splits(num_splits, layout.quantised)
+    splits = 0 if num_splits is None else checks.splits(num_splits, layout.quantised)
     steps = []
     if batch.num_decode:
         spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, splits)  # type: ignore[arg-type]

@@ -37,6 +37,13 @@ def resolve(
     ArgumentError
         A value that does not fit the cache, the batch or the queries.
     """
+    if isinstance(rope, Rope) and q_bias is k_bias is v_bias is logn_max_position is None:  # a layer asks like the one before it
+        found = batch.notes.get((rope, cache.layout.head_dim))
+        if found is None:
+            found = Extras()
+            _rope(found, rope, cache, batch)
+            batch.notes[rope, cache.layout.head_dim] = found
+        return found
     extras = Extras()
     if rope is not None:
         _rope(extras, rope, cache, batch)

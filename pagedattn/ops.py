@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pagedattn import dtypes, env
+from pagedattn import checks, dtypes
 from pagedattn.arrays import adopt, give_back
-from pagedattn.errors import ArgumentError, UnsupportedError
+from pagedattn.errors import ArgumentError
 from pagedattn.extras import resolve
 from pagedattn.problem import Extras, Problem
 
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from pagedattn.batch import Batch
     from pagedattn.cache import KVCache
 
-_LATER = "is not in this version; leave it None"
-_SMALLEST, _LARGEST = 1e-15, 1e15  # of softmax_scale and softcap: their quotients stay in float32
-_ROW_ALIGNMENT = 16  # bytes that a kernel moves at once
+_ROW_ALIGNMENT = checks.ROW_ALIGNMENT
 
 
 def append(
@@ -71,18 +69,29 @@ def append(
     384.0
     """
     if cp is not None:
-        _refuse(cp=cp)
-    layer = _check_cache(cache, batch, layer)
+        checks.refuse(cp=cp)
+    layer = checks.layer_of(cache, batch, layer)
     extras = None
     if not (k_bias is v_bias is rope is None):
-        extras = resolve(cache, batch, k_bias=k_bias, v_bias=v_bias, rope=rope)
+        with cache.device.using(stream):
+            extras = resolve(cache, batch, k_bias=k_bias, v_bias=v_bias, rope=rope)
     _append(k, v, cache, batch, layer, extras, stream)
 
 
 def _append(k: Any, v: Any, cache: KVCache, batch: Batch, layer: int, extras: Extras | None, stream: Any) -> None:
-    shape = (batch.num_tokens, cache.layout.num_kv_heads, cache.layout.head_dim)
-    k, v = _rows(k, cache, "k", shape), _rows(v, cache, "v", shape)
-    cache.device.run(Problem("append", cache.layout, cache.pool, layer, batch, k=k, v=v, extras=extras, stream=stream))
+    layout, device = cache.layout, cache.device
+    k, v = adopt(k, device, "k"), adopt(v, device, "v")
+    asked = None if extras is None else extras.packed("append", device.address) if device.arch else b""
+    key = ("append", layout, k.shape, k.strides, k.dtype, v.shape, v.strides, v.dtype, asked)
+    plan = batch.plans.get(key)
+    if plan is None or device.address(k) % _ROW_ALIGNMENT or device.address(v) % _ROW_ALIGNMENT:
+        checks.batch_of(cache, batch)
+        shape = (batch.num_tokens, layout.num_kv_heads, layout.head_dim)
+        checks.rows(k, cache, "k", shape)
+        checks.rows(v, cache, "v", shape)
+        device.run(Problem("append", layout, cache.pool, layer, batch, k=k, v=v, extras=extras, stream=stream, key=key))
+    else:
+        device.follow(plan, (None, k, v, None, None, None), cache.pool, layer, stream)
 
 
 def paged_attention(
@@ -184,61 +193,73 @@ def paged_attention(
     ((3, 8, 64), True)
     """
     if not (alibi_slopes is mask is cp is None):
-        _refuse(alibi_slopes=alibi_slopes, mask=mask, cp=cp)
-    layer = _check_cache(cache, batch, layer)
+        checks.refuse(alibi_slopes=alibi_slopes, mask=mask, cp=cp)
+    layer = checks.layer_of(cache, batch, layer)
     layout, device = cache.layout, cache.device
-    rows = _rows(q, cache, "q", (batch.num_tokens, None, layout.head_dim))
-    num_heads = rows.shape[1]
-    if num_heads == 0 or num_heads % layout.num_kv_heads:
-        raise ArgumentError(
-            f"`q.shape[1]`, the query heads, must be a multiple of the cache's {layout.num_kv_heads} KV heads; got {num_heads}."
-        )
-    scale = layout.head_dim**-0.5 if softmax_scale is None else _positive(softmax_scale, "softmax_scale")
-    window = 0 if window_size is None else _window(window_size)
-    cap = 0.0 if softcap is None else _positive(softcap, "softcap")
-    splits = 0 if num_splits is None else parse_splits(num_splits, layout.quantised)
-    if sinks is not None:
-        sinks = _sinks(sinks, cache, num_heads)
+    scale = layout.head_dim**-0.5 if softmax_scale is None else checks.positive(softmax_scale, "softmax_scale")
+    window = 0 if window_size is None else checks.window(window_size)
+    cap = 0.0 if softcap is None else checks.positive(softcap, "softcap")
+    splits = 0 if num_splits is None else checks.splits(num_splits, layout.quantised)
+    causal = bool(causal)
+    rows = adopt(q, device, "q")
     if out is None:
-        target = device.empty(rows.shape, rows.dtype)
+        target, like = None, None
     else:
-        target = _rows(out, cache, "out", rows.shape)
-        if not _writable(target):
-            raise ArgumentError("`out` must be writable; got a read-only array.")
-    lse = device.empty(rows.shape[:2], np.float32) if return_lse else None
-    if (k is None) != (v is None):
-        raise ArgumentError(f"`k` and `v` must come together; got only `{'v' if k is None else 'k'}`.")
-    extras = None
+        target = adopt(out, device, "out")
+        like = (target.shape, target.strides, target.dtype)
+    extras, asked = None, None
     if not (rope is q_bias is k_bias is v_bias is logn_max_position is None):
         if k is None and not (k_bias is v_bias is None):
             raise ArgumentError(
                 "`k_bias` and `v_bias` are added to new rows, and must come with `k` and `v`; got none. Pass them to append."
             )
-        extras = resolve(
-            cache, batch, num_heads, rope=rope, q_bias=q_bias, k_bias=k_bias, v_bias=v_bias, logn_max_position=logn_max_position
-        )
+        checks.queries(rows, cache, batch)
+        with device.using(stream):
+            extras = resolve(
+                cache, batch, rows.shape[1], rope=rope, q_bias=q_bias, k_bias=k_bias, v_bias=v_bias, logn_max_position=logn_max_position
+            )
+        asked = extras.packed("attention", device.address) if device.arch else b""
+    key = (layout, rows.shape, rows.strides, rows.dtype, like, scale, causal, window, cap, splits, asked)
+    plan = batch.plans.get(key)
+    if plan is None or device.address(rows) % _ROW_ALIGNMENT or (target is not None and device.address(target) % _ROW_ALIGNMENT):
+        plan = None
+        checks.batch_of(cache, batch)
+        checks.queries(rows, cache, batch)
+        if target is not None:
+            checks.output(target, cache, rows.shape)
+    if sinks is not None:
+        sinks = checks.sinks(sinks, cache, rows.shape[1])
+    if (k is None) != (v is None):
+        raise ArgumentError(f"`k` and `v` must come together; got only `{'v' if k is None else 'k'}`.")
+    if target is None:
+        target = device.empty(rows.shape, rows.dtype, stream)
+    lse = device.empty(rows.shape[:2], np.float32, stream) if return_lse else None
     if k is not None:
         _append(k, v, cache, batch, layer, extras, stream)
-    device.run(
-        Problem(
-            "attention",
-            layout,
-            cache.pool,
-            layer,
-            batch,
-            q=rows,
-            out=target,
-            lse=lse,
-            sinks=sinks,
-            softmax_scale=scale,
-            causal=bool(causal),
-            window_size=window,
-            softcap=cap,
-            num_splits=splits,
-            extras=extras,
-            stream=stream,
+    if plan is not None:
+        device.follow(plan, (rows, None, None, target, lse, sinks), cache.pool, layer, stream)
+    else:
+        device.run(
+            Problem(
+                "attention",
+                layout,
+                cache.pool,
+                layer,
+                batch,
+                q=rows,
+                out=target,
+                lse=lse,
+                sinks=sinks,
+                softmax_scale=scale,
+                causal=causal,
+                window_size=window,
+                softcap=cap,
+                num_splits=splits,
+                extras=extras,
+                stream=stream,
+                key=key,
+            )
         )
-    )
     result = give_back(target, q) if out is None else out
     return (result, give_back(lse, q)) if return_lse else result
 
@@ -259,10 +280,11 @@ def gather(cache: KVCache, batch: Batch, *, layer: int = 0, stream: Any = None) 
     >>> k.shape
     (5, 2, 64)
     """
-    layer = _check_cache(cache, batch, layer)
+    layer = checks.layer_of(cache, batch, layer)
+    checks.batch_of(cache, batch)
     layout, device = cache.layout, cache.device
     shape, dtype = (batch.total_k, layout.num_kv_heads, layout.head_dim), dtypes.of(layout.dtype).numpy
-    k, v = device.empty(shape, dtype), device.empty(shape, dtype)
+    k, v = device.empty(shape, dtype, stream), device.empty(shape, dtype, stream)
     device.run(Problem("gather", layout, cache.pool, layer, batch, k=k, v=v, stream=stream))
     return k, v
 
@@ -319,95 +341,3 @@ def merge(outs: Sequence[Any], lses: Sequence[Any]) -> tuple[Any, Any]:
     if out.size:
         device.merge(parts, weights, out, lse)
     return give_back(out, outs[0]), give_back(lse, outs[0])
-
-
-def parse_splits(value: int | str, quantised: bool = False) -> int:
-    """`num_splits` as a number: n cuts as n, cuts of N keys as -N. Cuts lie between tiles: of 16 keys, of 32 where the cache holds codes.
-
-    >>> parse_splits(4), parse_splits("fixed:256")
-    (4, -256)
-    """
-    tile = 32 if quantised else 16
-    if isinstance(value, str):
-        kind, _, keys = value.partition(":")
-        if kind == "fixed" and keys.isdecimal() and len(keys) < 10 and int(keys) > 0 and int(keys) % tile == 0:
-            return -int(keys)
-    elif not isinstance(value, bool) and hasattr(value, "__index__") and 1 <= int(value) <= 1024:
-        return int(value)
-    raise ArgumentError(
-        f"`num_splits` must be None, an integer from 1 to 1024, or 'fixed:N' with N a multiple of {tile} in this cache; got {value!r}."
-    )
-
-
-def _refuse(**keywords: Any) -> None:
-    for name, value in keywords.items():
-        if value is not None:
-            raise UnsupportedError(f"`{name}` {_LATER}; got {type(value).__name__}.")
-
-
-def _check_cache(cache: KVCache, batch: Batch, layer: int) -> int:
-    layout = cache.layout
-    if batch.device is not cache.device:
-        raise ArgumentError(f"`batch` must be on {cache.device.name}, where the cache is; got one on {batch.device.name}.")
-    if isinstance(layer, bool) or not hasattr(layer, "__index__") or not 0 <= layer < layout.num_layers:
-        raise ArgumentError(f"`layer` must be an integer from 0 to {layout.num_layers - 1}, the cache's layers; got {layer!r}.")
-    batch.check_width(layout.block_len)
-    if cache.device.arch is None or env.check_enabled():
-        batch.check_cache(layout, cache.pool.shape[0])
-    return int(layer)
-
-
-def _rows(x: Any, cache: KVCache, name: str, shape: tuple[int | None, ...]) -> Any:
-    """A caller's (tokens, heads, dims) array, checked; None in `shape` is any length."""
-    device, layout = cache.device, cache.layout
-    rows = adopt(x, device, name)
-    actual = rows.shape
-    if len(actual) != 3:
-        raise ArgumentError(f"`{name}` must have 3 dimensions (tokens, heads, head_dim); got shape {tuple(actual)}.")
-    if actual != shape:
-        for axis, meaning in enumerate(("the batch's new tokens", "the KV heads", "the cache's head_dim")):
-            if shape[axis] is not None and actual[axis] != shape[axis]:
-                if name == "out":
-                    meaning = "that of q"
-                raise ArgumentError(f"`{name}.shape[{axis}]` must equal {meaning}, {shape[axis]}; got {actual[axis]}.")
-    if rows.dtype != dtypes.of(layout.dtype).numpy:
-        raise ArgumentError(
-            f"`{name}` must have the cache's dtype, {layout.dtype}; got {rows.dtype.name}. Convert it, or make a cache of that dtype."
-        )
-    strides, width = rows.strides, layout.head_dim * rows.itemsize
-    if (strides[2] != rows.itemsize or (strides[1] != width and actual[1] > 1)) and rows.size:
-        raise ArgumentError(
-            f"`{name}` must be contiguous in heads and dims (any token stride); got strides {tuple(strides)} bytes for shape "
-            f"{tuple(actual)}. Copy it."
-        )
-    if device.arch is not None and (device.address(rows) % _ROW_ALIGNMENT or (strides[0] % _ROW_ALIGNMENT and actual[0] > 1)):
-        raise ArgumentError(
-            f"`{name}`'s tokens must begin at multiples of {_ROW_ALIGNMENT} bytes; got address {device.address(rows):#x}, "
-            f"token stride {strides[0]}. Copy it."
-        )
-    return rows
-
-
-def _writable(x: Any) -> bool:
-    return not isinstance(x, np.ndarray) or bool(x.flags.writeable)
-
-
-def _sinks(sinks: Any, cache: KVCache, num_heads: int) -> Any:
-    found = adopt(sinks, cache.device, "sinks")
-    if found.shape != (num_heads,) or found.dtype != np.float32:
-        raise ArgumentError(
-            f"`sinks` must be float32 of shape ({num_heads},), one logit per query head; got {found.dtype} {tuple(found.shape)}."
-        )
-    return cache.device.asarray(found)
-
-
-def _positive(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) or not _SMALLEST <= value <= _LARGEST:
-        raise ArgumentError(f"`{name}` must be a positive finite number, {_SMALLEST} to {_LARGEST}, or None; got {value!r}.")
-    return float(value)
-
-
-def _window(value: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ArgumentError(f"`window_size` must be a positive integer or None; got {value!r}.")
-    return min(int(value), 2**30)

@@ -43,28 +43,29 @@ EXTRA_FIELDS = (
     Field("alibi_scale", "float", "1 / softmax_scale: slopes act on q.k"),
 )
 
+# The operands come first: addresses that change from call to call of one kind, and are filled in anew each time.
 FIELDS = (
-    Field("extras", "Extras", "what a call asks besides attention itself"),
     Field("q", "const void*", "queries (num_tokens, num_heads, head_dim)"),
     Field("k", "const void*", "new keys (num_tokens, num_kv_heads, head_dim); gather writes here"),
     Field("v", "const void*", "new values, like k"),
     Field("out", "void*", "output, like q"),
     Field("lse", "float*", "log-sum-exp (num_tokens, num_heads), natural; null: not wanted"),
     Field("sinks", "const float*", "one logit per head (num_heads); null: none"),
-    Field("pool", "char*", "the KV blocks"),
+    Field("pool", "char*", "the KV blocks, from the layer's first byte on"),
+    Field("partial_o", "float*", "workspace: unnormalised pieces of split sequences"),
+    Field("partial_count", "u32*", "workspace: what has arrived of a split segment; zero between launches"),
     Field("block_table", "const int*", "block indices (batch_size, max_blocks)"),
     Field("cu_seqlens_q", "const int*", "cumulative query lengths (batch_size + 1); null: one query per sequence"),
     Field("cu_seqlens_k", "const int*", "cumulative key lengths (batch_size + 1)"),
-    Field("partial_o", "float*", "workspace: unnormalised pieces of split sequences"),
-    Field("partial_count", "u32*", "workspace: what has arrived of a split segment; zero between launches"),
     Field("merge_outs", "const void* const*", "merge: addresses of num_splits partial outputs, each like out"),
     Field("merge_lses", "const float* const*", "merge: addresses of their log-sum-exps"),
+    Field("extras", "Extras", "what a call asks besides attention itself"),
     Field("q_stride", "i64", "elements from one token of q to the next"),
     Field("k_stride", "i64", "elements from one token of k to the next"),
     Field("v_stride", "i64", "elements from one token of v to the next"),
     Field("out_stride", "i64", "elements from one token of out to the next"),
     Field("block_bytes", "i64", "bytes from one block of the pool to the next"),
-    Field("k_base", "int", "BlockLayout.k_rows at this layer: byte offset in a block of head 0, token 0"),
+    Field("k_base", "int", "BlockLayout.k_rows: byte offset in a block's layer of head 0, token 0"),
     Field("v_base", "int", "BlockLayout.v_rows likewise"),
     Field("head_bytes", "int", "bytes from one head to the next in a block"),
     Field("k_param_base", "int", "BlockLayout.k_params likewise; 0 unless quantised"),
@@ -87,6 +88,10 @@ FIELDS = (
     Field("softcap_in", "float", "softmax_scale / softcap, on q.k before tanh; 0: none"),
     Field("softcap_out", "float", "softcap / softmax_scale, after tanh"),
 )
+
+# In the order of FIELDS. The arrays are a Problem's operands.
+ARRAYS = ("q", "k", "v", "out", "lse", "sinks")
+OPERANDS = (*ARRAYS, "pool", "partial_o", "partial_count")
 
 _CODES = {"i64": "q", "int": "i", "float": "f"}
 _EXTRAS_CODE = "<" + "".join("Q" if f.c_type.endswith("*") else _CODES[f.c_type] for f in EXTRA_FIELDS)
@@ -115,6 +120,9 @@ def _packer(fields: tuple[Field, ...], form: str) -> Callable[..., bytes]:
 
 pack = _packer(FIELDS, PACKER.format)
 pack_extras = _packer(EXTRA_FIELDS, _EXTRAS_CODE)
+
+# fill(buffer, 0, *addresses): the operands of a packed struct
+fill = struct.Struct(f"<{len(OPERANDS)}Q").pack_into
 
 
 def dtype() -> np.dtype[Any]:

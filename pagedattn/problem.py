@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
+
+from pagedattn import params
 
 if TYPE_CHECKING:
     from pagedattn.batch import Batch
@@ -25,6 +29,8 @@ class Extras:
     q_bias, k_bias, v_bias : array (heads, head_dim), optional
     logn_max_position : int
         0: none.
+    memo : dict of str to bytes
+        What was packed for each operation.
     """
 
     rope_table: Any = None
@@ -36,6 +42,7 @@ class Extras:
     k_bias: Any = None
     v_bias: Any = None
     logn_max_position: int = 0
+    memo: dict[str, bytes] = field(default_factory=dict)
 
     def prepares(self, op: str) -> bool:
         """Whether rows of q (attention), or of k and v (append), change on their way in."""
@@ -46,6 +53,22 @@ class Extras:
     def arrays(self) -> dict[str, Any]:
         """Every array by its name."""
         return {f.name: x for f in fields(self) if hasattr(x := getattr(self, f.name), "shape")}
+
+    def packed(self, op: str, address: Callable[[Any], int]) -> bytes:
+        """What kernels read of it. Two calls that ask alike, of the same arrays, have the same bytes."""
+        if op in self.memo:
+            return self.memo[op]
+        values: dict[str, Any] = {name: address(x) for name, x in self.arrays().items()}
+        table, positions, most = self.rope_table, self.rope_positions, self.logn_max_position
+        if table is not None:
+            values.update(rope_dim=self.rope_dim, rope_interleaved=self.rope_interleaved, rope_factor=self.rope_factor)
+            values["rope_stride"] = table.shape[-1] if table.ndim == 2 else 0
+        if positions is not None and len(positions) > 1:
+            values["rope_axis_stride"] = positions.shape[1]
+        if most:
+            values["logn_max_position"], values["logn_scale"] = most, 1 / math.log2(most)
+        values["prepare"] = self.prepares(op)
+        return self.memo.setdefault(op, params.pack_extras(**values))
 
 
 @dataclass(slots=True)
@@ -76,6 +99,8 @@ class Problem:
         None: nothing besides.
     stream : object, optional
         A CUDA stream; None: the current one.
+    key : hashable, optional
+        What problems of this batch that are alike but for arrays, layer and stream have in common; None: nothing is to be kept of it.
     """
 
     op: str
@@ -96,3 +121,9 @@ class Problem:
     num_splits: int = 0
     extras: Extras | None = None
     stream: Any = None
+    key: Hashable = None
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """The operands that are arrays, in the order of `params.ARRAYS`."""
+        return self.q, self.k, self.v, self.out, self.lse, self.sinks

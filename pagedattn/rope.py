@@ -199,7 +199,9 @@ class Rope:
         key = device.name, head_dim
         found = self._tables.get(key)
         if found is None:
-            found = self._tables[key] = device.asarray(self.turns(head_dim))
+            found = device.asarray(self.turns(head_dim))
+            device.to_host(found)  # it has arrived, whatever stream reads it later
+            self._tables[key] = found
         return found
 
     def _own(self, name: str) -> Any:

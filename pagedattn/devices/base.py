@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from pagedattn.arch import Arch
+    from pagedattn.plan import Plan
     from pagedattn.problem import Problem
 
 
@@ -34,8 +36,8 @@ class Device(ABC):
     array_type: type
 
     @abstractmethod
-    def empty(self, shape: Sequence[int], dtype: Any) -> Any:
-        """An uninitialised C-contiguous array."""
+    def empty(self, shape: Sequence[int], dtype: Any, stream: Any = None) -> Any:
+        """An uninitialised C-contiguous array, for work on `stream`; None: the current one."""
 
     @abstractmethod
     def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
@@ -49,6 +51,10 @@ class Device(ABC):
     def to_host(self, x: Any) -> np.ndarray[Any, Any]:
         """A device array as a NumPy array."""
 
+    def using(self, stream: Any) -> AbstractContextManager[Any]:
+        """What is made in its body is made for work on `stream`; None: the current one."""
+        return nullcontext()
+
     def address(self, x: Any) -> int:
         """The address of an array's first element, as kernels see it."""
         raise NotImplementedError(f"{self.name} runs no kernels.")
@@ -59,7 +65,11 @@ class Device(ABC):
 
     @abstractmethod
     def run(self, problem: Problem) -> None:
-        """Execute the problem: fill its outputs, or write its rows into the pool."""
+        """Execute the problem: fill its outputs, or write its rows into the pool. May leave a plan with the batch, under its key."""
+
+    def follow(self, plan: Plan, arrays: Sequence[Any], pool: Any = None, layer: int = 0, stream: Any = None) -> None:
+        """Execute what `run` has left with a batch, on other arrays (`params.ARRAYS`, None where there is none)."""
+        raise NotImplementedError(f"{self.name} leaves no plans.")
 
     @abstractmethod
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:

@@ -39,7 +39,7 @@ class CpuDevice(Device):
         self.arch = None
         self.array_type = np.ndarray
 
-    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+    def empty(self, shape: Sequence[int], dtype: Any, stream: Any = None) -> Array:
         return np.empty(shape, dtype)
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pagedattn import arch as archs
-from pagedattn import dispatch
+from pagedattn import dispatch, env
 from pagedattn.build import build
 from pagedattn.devices.base import Device
 from pagedattn.errors import ArgumentError, DeviceFault, UnsupportedError
-from pagedattn.params import STRUCT_BYTES
+from pagedattn.params import STRUCT_BYTES, fill
+from pagedattn.plan import Plan, Step
 
 if TYPE_CHECKING:
     from pagedattn.problem import Problem
 
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CUfunction_attribute
+_PER_THREAD_STREAM = 2  # cudaStreamPerThread: one name, a stream for each thread
 
 
 @lru_cache(maxsize=1)
@@ -55,13 +58,24 @@ class _Workspace(NamedTuple):
     arrays: Any  # keeps the memory
 
 
-class _Arguments(threading.local):
-    """This thread's kernel arguments: one struct, and the array of one pointer that the driver wants."""
+class _Foreign(NamedTuple):
+    """A stream of which the address is known, as CuPy takes it."""
 
-    def __init__(self) -> None:
-        self.struct = (ctypes.c_char * STRUCT_BYTES)()
-        self.pointers = (ctypes.c_void_p * 1)(ctypes.addressof(self.struct))
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address  # the protocol's version
+
+
+class _Arguments(threading.local):
+    """This thread's kernel arguments: one struct, and the array of one pointer that the driver wants. `bind` runs once in each thread."""
+
+    def __init__(self, bind: Callable[[], None]) -> None:
+        struct = (ctypes.c_char * STRUCT_BYTES)()
+        self.struct = memoryview(struct).cast("B")
+        self.pointers = (ctypes.c_void_p * 1)(ctypes.addressof(struct))
         self.address = ctypes.addressof(self.pointers)
+        bind()
 
 
 class CudaDevice(Device):
@@ -91,16 +105,17 @@ class CudaDevice(Device):
         self._cupy = cupy
         self._driver = cupy.cuda.driver
         self._runtime = cupy.cuda.runtime
-        self._stream_address = cupy.cuda.stream.get_current_stream
+        self._current_stream = cupy.cuda.stream.get_current_stream
         self.index = index
         self.name = f"cuda:{index}"
         self.arch = archs.of_device(_number(index))
         self.array_type = cupy.ndarray
         self.sm_count = int(self._runtime.deviceGetAttribute(16, index))  # cudaDevAttrMultiProcessorCount
         self._loaded: dict[str, _Loaded] = {}
-        self._workspaces: dict[int, _Workspace] = {}
-        self._arguments = _Arguments()
+        self._workspaces: dict[tuple[int, int], _Workspace] = {}
+        self._arguments = _Arguments(self._bind)
         self._guard = threading.Lock()
+        self._launch, self._launch_error = self._driver.launchKernel, self._driver.CUDADriverError
 
     @staticmethod
     def current() -> int:
@@ -117,11 +132,14 @@ class CudaDevice(Device):
         """The GPU's name."""
         return str(self._runtime.getDeviceProperties(self.index)["name"].decode())
 
-    def empty(self, shape: Sequence[int], dtype: Any) -> Any:
-        if self._runtime.getDevice() == self.index:
+    def empty(self, shape: Sequence[int], dtype: Any, stream: Any = None) -> Any:
+        if stream is None and self._runtime.getDevice() == self.index:
             return self._cupy.empty(shape, dtype)
-        with self._cupy.cuda.Device(self.index):
+        with self._cupy.cuda.Device(self.index), nullcontext() if stream is None else self._on(stream_address(stream)):
             return self._cupy.empty(shape, dtype)
+
+    def using(self, stream: Any) -> AbstractContextManager[Any]:
+        return nullcontext() if stream is None else self._on(stream_address(stream))
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
         with self._cupy.cuda.Device(self.index):
@@ -139,64 +157,100 @@ class CudaDevice(Device):
         return int(x.data.ptr)
 
     def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:
-        stream = self._stream_address().ptr
+        stream = self._current_stream(self.index).ptr
         block_bytes = pool.strides[0]
         for source, target in zip(sources, targets, strict=True):
             base = pool.data.ptr
             self._runtime.memcpyAsync(base + target * block_bytes, base + source * block_bytes, block_bytes, 3, stream)  # device to device
 
     def run(self, problem: Problem) -> None:
-        stream = self._stream_address().ptr if problem.stream is None else stream_address(problem.stream)
-        for launch in dispatch.select(problem, self, stream):
-            self.launch(launch, stream)
+        plan = self._plan(dispatch.select(problem, self), problem.layout.layer_bytes)
+        if problem.key is not None and not env.check_enabled():  # a check of block indices is for every call
+            problem.batch.plans.keep(problem.key, plan)
+        self.follow(plan, problem.arrays, problem.pool, problem.layer, problem.stream)
 
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
         addresses = self.asarray(np.array([[x.data.ptr for x in outs], [x.data.ptr for x in lses]], np.uint64))
         tokens, heads, head_dim = out.shape
         values = {
-            "out": out.data.ptr,
-            "lse": lse.data.ptr,
             "merge_outs": addresses.data.ptr,
             "merge_lses": addresses.data.ptr + addresses.strides[0],
             "num_tokens": tokens,
             "num_heads": heads,
             "num_splits": len(outs),
         }
-        self.launch(dispatch.merge(out.dtype.name, head_dim, self, values), self._stream_address().ptr)
+        self.follow(self._plan([dispatch.merge(out.dtype.name, head_dim, self, values)]), (None, None, None, out, lse, None))
 
-    def launch(self, launch: dispatch.Launch, stream: int) -> None:
-        """Put one launch on a stream; the kernel is built and loaded if this device has not seen it yet."""
-        spec, grid, params = launch
-        if not grid:
-            return
+    def follow(self, plan: Plan, arrays: Sequence[Any], pool: Any = None, layer: int = 0, stream: Any = None) -> None:
+        """Launch a plan on these arrays, `params.ARRAYS`. All that a call still costs once its kind is known."""
+        stream = self._current_stream(self.index).ptr if stream is None else stream_address(stream)
+        addresses = [0 if x is None else x.data.ptr for x in arrays]
+        addresses.append(0 if pool is None else pool.data.ptr + layer * plan.layer_bytes)
+        arguments = self._arguments
         previous = self._runtime.getDevice()
         if previous != self.index:
             self._runtime.setDevice(self.index)
         try:
-            loaded = self._loaded.get(spec.name) or self._load(spec)
-            arguments = self._arguments
-            arguments.struct.raw = params
-            self._driver.launchKernel(loaded.function, grid, 1, 1, loaded.threads, 1, 1, loaded.shared_bytes, stream, arguments.address, 0)
-        except self._driver.CUDADriverError as error:
-            raise DeviceFault(f"{spec.name} could not be launched on {self.name} with {grid} CTAs: {error}") from error
+            for spec, function, grid, threads, shared_bytes, params, partial_bytes, counts in plan.steps:
+                partials, counters = self._workspace(stream, partial_bytes, counts) if partial_bytes else (0, 0)
+                arguments.struct[: len(params)] = params
+                fill(arguments.struct, 0, *addresses, partials, counters)
+                try:
+                    self._launch(function, grid, 1, 1, threads, 1, 1, shared_bytes, stream, arguments.address, 0)
+                except self._launch_error as error:
+                    raise DeviceFault(f"{spec.name} could not be launched on {self.name} with {grid} CTAs: {error}") from error
         finally:
             if previous != self.index:
                 self._runtime.setDevice(previous)
 
-    def workspace(self, stream: int, partial_bytes: int, counts: int) -> tuple[int, int]:
+    def _plan(self, launches: Sequence[dispatch.Launch], layer_bytes: int = 0) -> Plan:
+        """Launches with their kernels built and loaded."""
+        steps = []
+        for spec, grid, params, partial_bytes, counts in launches:
+            if grid:  # the driver refuses none
+                loaded = self._loaded.get(spec.name) or self._load(spec)
+                steps.append(Step(spec, loaded.function, grid, loaded.threads, loaded.shared_bytes, params, partial_bytes, counts))
+        return Plan(tuple(steps), layer_bytes)
+
+    def _on(self, stream: int) -> AbstractContextManager[Any]:
+        """Allocations and fills in its body are of this stream."""
+        if stream == self._current_stream(self.index).ptr:
+            return nullcontext()
+        streams = self._cupy.cuda.Stream
+        found: AbstractContextManager[Any] = streams.from_external(_Foreign(stream)) if stream else streams.null
+        return found
+
+    def _bind(self) -> None:
+        """Make the GPU's context this thread's: the driver wants one, and CuPy makes it with the thread's first allocation only."""
+        previous = self._runtime.getDevice()
+        self._runtime.setDevice(self.index)
+        self._runtime.setDevice(previous)
+
+    def _workspace(self, stream: int, partial_bytes: int, counts: int) -> tuple[int, int]:
         """Addresses of room for pieces and of zeroed counters; each stream has its own, as its launches follow each other."""
-        held = self._workspaces.get(stream)
+        key = (stream, threading.get_ident() if stream == _PER_THREAD_STREAM else 0)
+        held = self._workspaces.get(key)
         if held is None or held.partial_bytes < partial_bytes or held.counts < counts:
-            if held is not None:
-                partial_bytes, counts = max(partial_bytes, held.partial_bytes), max(counts, held.counts)
-            # the pool hands out what is dropped here to this stream only, after the launches that still use it
-            partial, count = self.empty((partial_bytes,), np.uint8), self.zeros((counts,), np.uint32)
-            held = self._workspaces[stream] = _Workspace(partial_bytes, counts, partial.data.ptr, count.data.ptr, (partial, count))
+            held = self._grow(key, partial_bytes, counts)
         return held.partial_address, held.count_address
+
+    def _grow(self, key: tuple[int, int], partial_bytes: int, counts: int) -> _Workspace:
+        with self._guard:
+            held = self._workspaces.get(key)
+            if held is not None:
+                if held.partial_bytes >= partial_bytes and held.counts >= counts:  # another thread was faster
+                    return held
+                partial_bytes, counts = max(partial_bytes, 2 * held.partial_bytes), max(counts, 2 * held.counts)
+            with self._on(key[0]):  # what zeroes the counters must come before the launch
+                partial, count = self._cupy.empty((partial_bytes,), np.uint8), self._cupy.zeros((counts,), np.uint32)
+            # the smaller one stays: another thread's launch, or a captured graph, may have its address
+            made = _Workspace(partial_bytes, counts, partial.data.ptr, count.data.ptr, (partial, count, held))
+            self._workspaces[key] = made
+        return made
 
     def _load(self, spec: Any) -> _Loaded:
         kernel = build(spec)
-        with self._guard:
+        with self._guard, self._cupy.cuda.Device(self.index):
             module = self._cupy.cuda.function.Module()
             module.load(kernel.cubin)
             function = module.get_function(spec.name).ptr

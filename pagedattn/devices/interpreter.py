@@ -14,7 +14,7 @@ from pagedattn import dispatch, resources
 from pagedattn.build import build
 from pagedattn.devices.base import Device
 from pagedattn.errors import DeviceFault
-from pagedattn.params import STRUCT_BYTES
+from pagedattn.params import STRUCT_BYTES, fill
 
 if TYPE_CHECKING:
     from pagedattn.problem import Problem
@@ -78,7 +78,7 @@ class InterpreterDevice(Device):
         self.history: list[Counts] | None = None
         self._workspace: tuple[Array, Array] | None = None
 
-    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+    def empty(self, shape: Sequence[int], dtype: Any, stream: Any = None) -> Array:
         return _aligned(shape, dtype)
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
@@ -114,15 +114,15 @@ class InterpreterDevice(Device):
         arrays.update(block_table=batch.block_table, cu_seqlens_q=batch.cu_seqlens_q, cu_seqlens_k=batch.cu_seqlens_k)
         if problem.extras is not None:
             arrays.update(problem.extras.arrays())
-        for launch in dispatch.select(problem, self, 0):
-            self.launch(launch, arrays, _OUTPUTS[problem.op])
+        addresses = [0 if x is None else self.address(x) for x in problem.arrays]
+        addresses.append(self.address(problem.pool) + problem.layer * problem.layout.layer_bytes)
+        for launch in dispatch.select(problem, self):
+            self.launch(launch, addresses, arrays, _OUTPUTS[problem.op])
 
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
         addresses = np.array([[self.address(x) for x in outs], [self.address(x) for x in lses]], np.uint64)
         tokens, heads, head_dim = out.shape
         values = {
-            "out": self.address(out),
-            "lse": self.address(lse),
             "merge_outs": self.address(addresses),
             "merge_lses": self.address(addresses) + addresses.strides[0],
             "num_tokens": tokens,
@@ -132,25 +132,29 @@ class InterpreterDevice(Device):
         arrays = {"out": out, "lse": lse, "addresses": addresses}
         arrays.update({f"outs[{i}]": x for i, x in enumerate(outs)}, **{f"lses[{i}]": x for i, x in enumerate(lses)})
         self.launches = []
-        self.launch(dispatch.merge(out.dtype.name, head_dim, self, values), arrays, ("out", "lse"))
+        addressed = (0, 0, 0, self.address(out), self.address(lse), 0, 0)
+        self.launch(dispatch.merge(out.dtype.name, head_dim, self, values), addressed, arrays, ("out", "lse"))
 
-    def launch(self, launch: dispatch.Launch, arrays: dict[str, Any], writable: Sequence[str]) -> None:
-        """Run one launch on exactly these arrays and the workspace."""
+    def launch(self, launch: dispatch.Launch, addresses: Sequence[int], arrays: dict[str, Any], writable: Sequence[str]) -> None:
+        """Run one launch on exactly these arrays and the workspace; `addresses` are its operands' up to the pool's."""
         from pagedattn import ptx
 
-        spec, grid, params = launch
+        spec, grid, params, partial_bytes, counted = launch
         if not grid:
             return
-        if self._workspace is not None and spec.op == "decode":
+        partials, counters = self.workspace(partial_bytes, counted) if partial_bytes else (0, 0)
+        if partial_bytes and self._workspace is not None:
             arrays = {**arrays, "partial_o": self._workspace[0], "partial_count": self._workspace[1]}
             writable = (*writable, "partial_o", "partial_count")
+        struct = bytearray(params.ljust(STRUCT_BYTES, b"\0"))
+        fill(struct, 0, *addresses, partials, counters)
         memory = ptx.GlobalMemory(arrays, writable)
         try:
             counts = ptx.launch(
                 self.program(spec),
                 grid,
                 spec.threads,
-                params.ljust(STRUCT_BYTES, b"\0"),
+                bytes(struct),
                 memory,
                 spec.shared_bytes,
                 counts=self.counting,
@@ -166,7 +170,7 @@ class InterpreterDevice(Device):
         """What runs for a spec."""
         return code(spec)
 
-    def workspace(self, stream: int, partial_bytes: int, counts: int) -> tuple[int, int]:
+    def workspace(self, partial_bytes: int, counts: int) -> tuple[int, int]:
         """Addresses of room for pieces, NaN before each launch, and of counters, which each launch leaves zero."""
         held = self._workspace
         if held is None or held[0].nbytes < partial_bytes or held[1].size < counts:

@@ -1,0 +1,128 @@
+"""What a call must satisfy. Each check passes, or raises what must hold, what came and what to do; none changes anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pagedattn import dtypes, env
+from pagedattn.arrays import adopt
+from pagedattn.batch import Batch
+from pagedattn.errors import ArgumentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from pagedattn.cache import KVCache
+
+ROW_ALIGNMENT = 16  # bytes that a kernel moves at once
+_LATER = "is not in this version; leave it None"
+_SMALLEST, _LARGEST = 1e-15, 1e15  # of softmax_scale and softcap: their quotients stay in float32
+
+
+def refuse(**keywords: Any) -> None:
+    """Keywords of later versions."""
+    for name, value in keywords.items():
+        if value is not None:
+            raise UnsupportedError(f"`{name}` {_LATER}; got {type(value).__name__}.")
+
+
+def layer_of(cache: KVCache, batch: Batch, layer: int) -> int:
+    """A batch and a layer that go with a cache."""
+    if not isinstance(batch, Batch):
+        raise ArgumentError(f"`batch` must be a Batch, such as `cache.extend` returns; got {type(batch).__name__}.")
+    if batch.device is not cache.device:
+        raise ArgumentError(f"`batch` must be on {cache.device.name}, where the cache is; got one on {batch.device.name}.")
+    layers = cache.layout.num_layers
+    if isinstance(layer, bool) or not hasattr(layer, "__index__") or not 0 <= layer < layers:
+        raise ArgumentError(f"`layer` must be an integer from 0 to {layers - 1}, the cache's layers; got {layer!r}.")
+    return int(layer)
+
+
+def batch_of(cache: KVCache, batch: Batch) -> None:
+    """A block table that fits the cache's blocks."""
+    batch.check_width(cache.layout.block_len)
+    if cache.device.arch is None or env.check_enabled():
+        batch.check_cache(cache.layout, cache.pool.shape[0])
+
+
+def queries(q: Any, cache: KVCache, batch: Batch) -> None:
+    """Query rows, one for each new token."""
+    rows(q, cache, "q", (batch.num_tokens, None, cache.layout.head_dim))
+    num_heads, num_kv_heads = q.shape[1], cache.layout.num_kv_heads
+    if num_heads == 0 or num_heads % num_kv_heads:
+        raise ArgumentError(f"`q.shape[1]`, the query heads, must be a multiple of the cache's {num_kv_heads} KV heads; got {num_heads}.")
+
+
+def output(out: Any, cache: KVCache, shape: tuple[int, ...]) -> None:
+    """A place for the result."""
+    rows(out, cache, "out", shape)
+    if isinstance(out, np.ndarray) and not out.flags.writeable:
+        raise ArgumentError("`out` must be writable; got a read-only array.")
+
+
+def rows(rows: Any, cache: KVCache, name: str, shape: tuple[int | None, ...]) -> None:
+    """A (tokens, heads, dims) array of the cache's device; None in `shape` is any length."""
+    device, layout = cache.device, cache.layout
+    actual = rows.shape
+    if len(actual) != 3:
+        raise ArgumentError(f"`{name}` must have 3 dimensions (tokens, heads, head_dim); got shape {tuple(actual)}.")
+    if actual != shape:
+        for axis, meaning in enumerate(("the batch's new tokens", "the KV heads", "the cache's head_dim")):
+            if shape[axis] is not None and actual[axis] != shape[axis]:
+                if name == "out":
+                    meaning = "that of q"
+                raise ArgumentError(f"`{name}.shape[{axis}]` must equal {meaning}, {shape[axis]}; got {actual[axis]}.")
+    if rows.dtype != dtypes.of(layout.dtype).numpy:
+        raise ArgumentError(
+            f"`{name}` must have the cache's dtype, {layout.dtype}; got {rows.dtype.name}. Convert it, or make a cache of that dtype."
+        )
+    strides, width = rows.strides, layout.head_dim * rows.itemsize
+    if (strides[2] != rows.itemsize or (strides[1] != width and actual[1] > 1)) and rows.size:
+        raise ArgumentError(
+            f"`{name}` must be contiguous in heads and dims (any token stride); got strides {tuple(strides)} bytes for shape "
+            f"{tuple(actual)}. Copy it."
+        )
+    if device.arch is not None and (device.address(rows) % ROW_ALIGNMENT or (strides[0] % ROW_ALIGNMENT and actual[0] > 1)):
+        raise ArgumentError(
+            f"`{name}`'s tokens must begin at multiples of {ROW_ALIGNMENT} bytes; got address {device.address(rows):#x}, "
+            f"token stride {strides[0]}. Copy it."
+        )
+
+
+def sinks(given: Any, cache: KVCache, num_heads: int) -> Any:
+    found = adopt(given, cache.device, "sinks")
+    if found.shape != (num_heads,) or found.dtype != np.float32:
+        raise ArgumentError(
+            f"`sinks` must be float32 of shape ({num_heads},), one logit per query head; got {found.dtype} {tuple(found.shape)}."
+        )
+    return cache.device.asarray(found)
+
+
+def positive(value: float, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) or not _SMALLEST <= value <= _LARGEST:
+        raise ArgumentError(f"`{name}` must be a positive finite number, {_SMALLEST} to {_LARGEST}, or None; got {value!r}.")
+    return float(value)
+
+
+def window(value: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ArgumentError(f"`window_size` must be a positive integer or None; got {value!r}.")
+    return min(int(value), 2**30)
+
+
+def splits(value: int | str, quantised: bool = False) -> int:
+    """`num_splits` as a number: n cuts as n, cuts of N keys as -N. Cuts lie between tiles: of 16 keys, of 32 where the cache holds codes.
+
+    >>> splits(4), splits("fixed:256")
+    (4, -256)
+    """
+    tile = 32 if quantised else 16
+    if isinstance(value, str):
+        kind, _, keys = value.partition(":")
+        if kind == "fixed" and keys.isdecimal() and len(keys) < 10 and int(keys) > 0 and int(keys) % tile == 0:
+            return -int(keys)
+    elif not isinstance(value, bool) and hasattr(value, "__index__") and 1 <= int(value) <= 1024:
+        return int(value)
+    raise ArgumentError(
+        f"`num_splits` must be None, an integer from 1 to 1024, or 'fixed:N' with N a multiple of {tile} in this cache; got {value!r}."
+    )

@@ -1,0 +1,102 @@
+"""A GPU that launches nothing: CuPy's arrays over host memory, and a driver that notes what it was asked for."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pagedattn import arch as archs
+from pagedattn import params
+from pagedattn.devices import cuda
+
+STRUCT = params.dtype()
+
+
+class Noted(NamedTuple):
+    """One launch: the kernel's name, its grid, its parameters by name, its stream, and the device that was current."""
+
+    name: str
+    grid: int
+    params: dict[str, Any]
+    stream: int
+    device: int
+
+
+class FakeGpu(cuda.CudaDevice):
+    """CudaDevice without CUDA; `launches` grows with every launch, in any thread."""
+
+    def __init__(self, index: int = 0, sm_count: int = 132) -> None:
+        import cupy
+
+        self.device, self.set_calls = index, 0
+        self.names: dict[int, str] = {}
+        self.error: Exception | None = None
+        self._cupy, self._runtime = cupy, self
+        self._driver, self._launch, self._launch_error = self, self.launchKernel, RuntimeError
+        self._current_stream = lambda index=0: self.stream
+        self.index, self.name, self.arch = index, f"cuda:{index}", archs.parse("sm_90")
+        self.array_type, self.sm_count = cupy.ndarray, sm_count
+        self._loaded, self._workspaces, self._guard = {}, {}, threading.Lock()
+        self._arguments = cuda._Arguments(self._bind)
+        self.launches: list[Noted] = []
+        self.stream: Any = type("Stream", (), {"ptr": 0})()
+
+    # the runtime
+    def getDevice(self) -> int:
+        return self.device
+
+    def setDevice(self, index: int) -> None:
+        self.device = index
+        self.set_calls += 1
+
+    # the driver
+    def launchKernel(
+        self, function: int, gx: int, gy: int, gz: int, bx: int, by: int, bz: int, shared: int, stream: int, address: int, extra: int
+    ) -> None:
+        if self.error is not None:
+            raise self.error
+        pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_void_p))[0]
+        threading.Event().wait(0)  # another thread may run here, as it may where the driver is called
+        struct = np.frombuffer(ctypes.string_at(pointer, STRUCT.itemsize), STRUCT)[0]
+        values = {name: struct[name].item() for name in params.NAMES}
+        self.launches.append(Noted(self.names[function], gx, values, stream, self.device))
+
+    def _load(self, spec: Any) -> Any:
+        function = 1000 + len(self.names)
+        self.names[function] = spec.name
+        loaded = self._loaded[spec.name] = cuda._Loaded(function, spec.threads, spec.shared_bytes, None)
+        return loaded
+
+    def _grow(self, key: tuple[int, int], partial_bytes: int, counts: int) -> Any:
+        arrays = self.zeros((partial_bytes,), np.uint8), self.zeros((counts,), np.uint32)
+        made = self._workspaces[key] = cuda._Workspace(partial_bytes, counts, *(x.data.ptr for x in arrays), arrays)
+        return made
+
+    # memory
+    def empty(self, shape: Sequence[int], dtype: Any, stream: Any = None) -> Any:
+        return self.asarray(np.empty(shape, dtype))
+
+    def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
+        return self.asarray(np.zeros(shape, dtype))
+
+    def asarray(self, x: Any, dtype: Any = None) -> Any:
+        memory = self._cupy.cuda.memory
+        if isinstance(x, self._cupy.ndarray):
+            x = self.to_host(x)
+        x = np.asarray(x, dtype)
+        host = np.empty(x.nbytes + 256, np.uint8)
+        start = -host.ctypes.data % 256
+        host[start : start + x.nbytes] = np.frombuffer(x.tobytes(), np.uint8)
+        unowned = memory.UnownedMemory(host.ctypes.data + start, max(x.nbytes, 1), host, self.index)
+        return self._cupy.ndarray(x.shape, x.dtype, memptr=memory.MemoryPointer(unowned, 0))
+
+    def to_host(self, x: Any) -> np.ndarray[Any, Any]:
+        if isinstance(x, np.ndarray):
+            return x
+        span = x.itemsize + sum((n - 1) * s for n, s in zip(x.shape, x.strides, strict=True)) if x.size else 0
+        held = np.frombuffer(ctypes.string_at(x.data.ptr, span), np.uint8)
+        return np.ndarray(x.shape, x.dtype, held.copy(), 0, x.strides) if x.size else np.empty(x.shape, x.dtype)

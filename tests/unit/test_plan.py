@@ -1,0 +1,268 @@
+"""Plans: a call that another of its kind preceded launches what it would have launched first, and refuses what it would have refused."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pagedattn as pa
+from pagedattn import dispatch, plan
+from pagedattn.errors import DeviceFault
+
+pytest.importorskip("cupy", reason="CuPy's arrays stand for a GPU's")
+
+from tests.unit.fake_gpu import FakeGpu, Noted
+
+HEADS, KV_HEADS, DIM = 8, 2, 64
+LENGTHS = {"decode": ([1, 1, 1], [40, 3, 17]), "prefill": ([20, 5, 7], [40, 5, 17]), "mixed": ([1, 5, 0], [40, 5, 17]), "none": ([0], [5])}
+
+
+def cache_on(gpu: FakeGpu, kv_dtype: str | None = None) -> pa.KVCache:
+    return pa.KVCache(16, num_kv_heads=KV_HEADS, head_dim=DIM, block_len=16, num_layers=3, kv_dtype=kv_dtype, device=gpu)
+
+
+def batch_on(gpu: FakeGpu, kind: str = "decode") -> pa.Batch:
+    seqlens_q, seqlens_k = LENGTHS[kind]
+    return pa.Batch(np.arange(3 * len(seqlens_q), dtype=np.int32).reshape(-1, 3), seqlens_q, seqlens_k, device=gpu)
+
+
+def rows(gpu: FakeGpu, count: int, heads: int = HEADS, padding: int = 0) -> Any:
+    return gpu.asarray(np.zeros((count, heads + padding, DIM), np.float16))[:, :heads]
+
+
+def without_workspace(launch: Noted) -> tuple[Any, ...]:
+    return launch.name, launch.grid, {k: v for k, v in launch.params.items() if k not in ("partial_o", "partial_count")}, launch.stream
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int4"])
+@pytest.mark.parametrize("kind", LENGTHS)
+def test_planned_launches_are_those_of_a_fresh_call(kind: str, kv_dtype: str | None) -> None:
+    gpu = FakeGpu()
+    cache, batch, rng = cache_on(gpu, kv_dtype), batch_on(gpu, kind), np.random.default_rng(0)
+    n = batch.num_tokens
+    some = {
+        "softmax_scale": (None, 0.5, np.float32(0.5)),
+        "causal": (True, False),
+        "window_size": (None, 1, 7),
+        "softcap": (None, 30.0),
+        "num_splits": (None, 1, 4, "fixed:64"),
+    }
+    planned = 0
+    for _ in range(120):
+        q, out = rows(gpu, n, padding=rng.integers(3)), rows(gpu, n, padding=rng.integers(3))
+        k, v = rows(gpu, n, KV_HEADS, rng.integers(3)), rows(gpu, n, KV_HEADS)
+        options = {name: values[rng.integers(len(values))] for name, values in some.items()}
+        options.update(layer=int(rng.integers(3)), stream=int(rng.integers(3)) * 16, return_lse=False)
+        options["sinks"] = gpu.asarray(np.zeros(HEADS, np.float32)) if rng.integers(2) else None
+        before = len(batch.plans)
+        pa.append(k, v, cache, batch, layer=options["layer"], stream=options["stream"])
+        pa.paged_attention(q, cache, batch, out=out, **options)
+        planned += len(batch.plans) == before
+        first, gpu.launches = gpu.launches, []
+        batch.plans.clear() if not rng.integers(20) else None
+        fresh = batch_on(gpu, kind)
+        for name in ("block_table", "cu_seqlens_q", "cu_seqlens_k"):
+            setattr(fresh, name, getattr(batch, name))
+        pa.append(k, v, cache, fresh, layer=options["layer"], stream=options["stream"])
+        pa.paged_attention(q, cache, fresh, out=out, **options)
+        assert [without_workspace(x) for x in first] == [without_workspace(x) for x in gpu.launches]
+        assert all((x.params["partial_o"] > 0) == (y.params["partial_o"] > 0) for x, y in zip(first, gpu.launches, strict=True))
+        gpu.launches = []
+    assert planned >= 5
+
+
+def test_a_planned_call_selects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    cache, batch, q, out = cache_on(gpu), batch_on(gpu), rows(gpu, 3), rows(gpu, 3)
+    pa.paged_attention(q, cache, batch, out=out)
+    monkeypatch.setattr(dispatch, "select", None)
+    other = rows(gpu, 3)
+    pa.paged_attention(other, cache, batch, out=out, layer=2)
+    first, second = gpu.launches
+    moved = {"q": other.data.ptr, "pool": cache.pool.data.ptr + 2 * cache.layout.layer_bytes}
+    assert second.params == {**first.params, **moved}
+    with pytest.raises(TypeError):  # another kind of call does select
+        pa.paged_attention(q, cache, batch, out=out, causal=False)
+
+
+def test_results_are_allocated_like_the_first() -> None:
+    gpu = FakeGpu()
+    cache, batch, q = cache_on(gpu), batch_on(gpu), rows(gpu, 3)
+    for _ in range(2):
+        out, lse = pa.paged_attention(q, cache, batch, return_lse=True)
+        assert (out.shape, out.dtype, lse.shape, lse.dtype) == ((3, HEADS, DIM), np.float16, (3, HEADS), np.float32)
+        assert (gpu.launches[-1].params["out"], gpu.launches[-1].params["lse"]) == (out.data.ptr, lse.data.ptr)
+    assert len(batch.plans) == 1
+
+
+def test_batches_and_caches_do_not_share_plans() -> None:
+    gpu = FakeGpu()
+    cache, q, out = cache_on(gpu), rows(gpu, 3), rows(gpu, 3)
+    one, two = (pa.Batch(np.arange(9).reshape(3, 3), [1, 1, 1], lengths, device=gpu) for lengths in ([40, 3, 17], [41, 4, 18]))
+    for batch in (one, two, one):
+        pa.paged_attention(q, cache, batch, out=out)
+    tables = [x.params["block_table"] for x in gpu.launches]
+    assert tables == [one.block_table.data.ptr, two.block_table.data.ptr, one.block_table.data.ptr]
+    pa.paged_attention(q, cache_on(gpu, "int8"), one, out=out)
+    assert gpu.launches[-1].name != gpu.launches[-2].name
+    with pytest.raises(pa.ArgumentError, match="`block_table` must have"):
+        pa.paged_attention(q, pa.KVCache(16, num_kv_heads=KV_HEADS, head_dim=DIM, block_len=16, device=gpu), batch_too_narrow(gpu), out=out)
+
+
+def batch_too_narrow(gpu: FakeGpu) -> pa.Batch:
+    return pa.Batch(np.zeros((3, 1), np.int32), [1, 1, 1], [40, 3, 17], device=gpu)
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "layer": {"layer": 3},
+    "layer-bool": {"layer": True},
+    "scale-bool": {"softmax_scale": True},
+    "window-bool": {"window_size": True},
+    "window-float": {"window_size": 1.0},
+    "softcap-text": {"softcap": "1"},
+    "splits-bool": {"num_splits": True},
+    "splits-list": {"num_splits": [1]},
+    "sinks": {"sinks": np.zeros(3, np.float32)},
+    "k": {"k": np.zeros(3)},
+    "stream": {"stream": "0"},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_options_are_checked_again(name: str) -> None:
+    """True equals 1 and 1.0, and so might be taken for an option of the plan that is there."""
+    gpu = FakeGpu()
+    cache, batch, q, out = cache_on(gpu), batch_on(gpu), rows(gpu, 3), rows(gpu, 3)
+    pa.paged_attention(q, cache, batch, out=out, softmax_scale=1.0, window_size=1, num_splits=1, softcap=1.0, layer=1)
+    given = {"softmax_scale": 1, "window_size": 1, "num_splits": 1, "softcap": 1, "layer": 1, **WRONG[name]}
+    with pytest.raises(pa.ArgumentError, match=f"`{next(iter(WRONG[name]))}`"):
+        pa.paged_attention(q, cache, batch, out=out, **given)
+    assert len(gpu.launches) == 1
+    pa.paged_attention(q, cache, batch, out=out, **{**given, **dict.fromkeys(WRONG[name], None), "layer": 1})
+
+
+def test_addresses_are_checked_again() -> None:
+    gpu = FakeGpu()
+    cache, batch, flat = cache_on(gpu), batch_on(gpu), gpu.asarray(np.zeros(3 * HEADS * DIM + 8, np.float16))
+    good, bad = (flat[i : i + 3 * HEADS * DIM].reshape(3, HEADS, DIM) for i in (8, 4))
+    k_good, k_bad = (flat[i : i + 3 * KV_HEADS * DIM].reshape(3, KV_HEADS, DIM) for i in (8, 4))
+    for _ in range(2):
+        pa.paged_attention(good, cache, batch, k=k_good, v=k_good, out=good)
+        launched = len(gpu.launches)
+        for name, arrays in {"q": (bad, good, k_good), "out": (good, bad, k_good), "k": (good, good, k_bad)}.items():
+            q, out, k = arrays
+            with pytest.raises(pa.ArgumentError, match=f"`{name}`'s tokens must begin at multiples of 16 bytes"):
+                pa.paged_attention(q, cache, batch, k=k, v=k_good, out=out)
+        assert len(gpu.launches) == launched
+
+
+def test_block_indices_are_checked_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAGEDATTN_CHECK", "1")
+    gpu = FakeGpu()
+    cache, q, table = cache_on(gpu), rows(gpu, 3), gpu.asarray(np.arange(9, dtype=np.int32).reshape(3, 3))
+    batch = pa.Batch(np.arange(9).reshape(3, 3), [1, 1, 1], [40, 3, 17], device=gpu)
+    batch.block_table, batch._frozen, batch._checked = table, False, None  # the caller's own memory
+    pa.paged_attention(q, cache, batch)
+    ctypes.memset(table.data.ptr, 0x7F, 4)
+    with pytest.raises(pa.ArgumentError, match=r"block_table\[0, 0\] is 2139062143"):
+        pa.paged_attention(q, cache, batch)
+
+
+def test_threads_and_streams_have_their_own() -> None:
+    """Every thread's launches carry its own arrays, whatever the others do meanwhile; pieces of one stream never meet another's."""
+    gpu = FakeGpu()
+    cache, batch = cache_on(gpu), batch_on(gpu)
+    arrays = [(rows(gpu, 3), rows(gpu, 3)) for _ in range(4)]
+    pa.paged_attention(*(arrays[0][0], cache, batch), out=arrays[0][1], stream=64)
+    gpu.launches.clear()
+    start = threading.Barrier(4)
+
+    def work(i: int) -> None:
+        start.wait()
+        for _ in range(200):
+            pa.paged_attention(arrays[i][0], cache, batch, out=arrays[i][1], layer=i % 3, stream=16 * (i + 1))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(gpu.launches) == 800
+    for i, (q, out) in enumerate(arrays):
+        own = [x.params for x in gpu.launches if x.stream == 16 * (i + 1)]
+        pool = cache.pool.data.ptr + i % 3 * cache.layout.layer_bytes
+        assert {(p["q"], p["out"], p["pool"]) for p in own} == {(q.data.ptr, out.data.ptr, pool)}
+    assert len({(x.stream, x.params["partial_o"], x.params["partial_count"]) for x in gpu.launches}) == 4
+    assert len({x.params["partial_o"] for x in gpu.launches}) == 4
+
+
+def test_the_per_thread_stream_is_one_for_each_thread() -> None:
+    gpu = FakeGpu()
+    cache, batch, q, out = cache_on(gpu), batch_on(gpu), rows(gpu, 3), rows(gpu, 3)
+
+    def work() -> None:
+        pa.paged_attention(q, cache, batch, out=out, stream=2)
+
+    work()
+    other = threading.Thread(target=work)
+    other.start()
+    other.join()
+    assert len({x.params["partial_o"] for x in gpu.launches}) == 2
+
+
+def test_another_current_device_is_left_current() -> None:
+    gpu = FakeGpu(index=1)
+    cache, batch, q, out = cache_on(gpu), batch_on(gpu), rows(gpu, 3), rows(gpu, 3)
+    gpu.device = 0
+    for _ in range(2):
+        pa.paged_attention(q, cache, batch, out=out)
+        assert gpu.device == 0
+    assert [x.device for x in gpu.launches] == [1, 1]
+    gpu.error = RuntimeError("CUDA_ERROR_INVALID_VALUE")
+    with pytest.raises(DeviceFault, match=r"decode_.* could not be launched on cuda:1 with \d+ CTAs: CUDA_ERROR_INVALID_VALUE"):
+        pa.paged_attention(q, cache, batch, out=out)
+    assert gpu.device == 0
+
+
+def test_a_thread_gets_the_context_before_its_first_launch() -> None:
+    gpu = FakeGpu()
+    cache, batch, q, out = cache_on(gpu), batch_on(gpu), rows(gpu, 3), rows(gpu, 3)
+    pa.paged_attention(q, cache, batch, out=out)
+    bound = gpu.set_calls
+    for _ in range(2):
+        pa.paged_attention(q, cache, batch, out=out)
+    assert gpu.set_calls == bound
+    other = threading.Thread(target=pa.paged_attention, args=(q, cache, batch), kwargs={"out": out})
+    other.start()
+    other.join()
+    assert gpu.set_calls > bound
+
+
+def test_plans_do_not_keep_a_batch() -> None:
+    gpu = FakeGpu()
+    cache, batch, q, out = cache_on(gpu), batch_on(gpu), rows(gpu, 3), rows(gpu, 3)
+    pa.paged_attention(q, cache, batch, out=out)
+    pa.append(rows(gpu, 3, KV_HEADS), rows(gpu, 3, KV_HEADS), cache, batch)
+    assert len(batch.plans) == 2
+    memory = weakref.ref(batch.cu_seqlens_k)
+    gc.disable()
+    try:
+        del batch
+        assert memory() is None
+    finally:
+        gc.enable()
+
+
+def test_plans_are_bounded() -> None:
+    gpu = FakeGpu()
+    cache, batch, q, out = cache_on(gpu), batch_on(gpu), rows(gpu, 3), rows(gpu, 3)
+    for i in range(1, 3 * plan.MOST):
+        pa.paged_attention(q, cache, batch, out=out, softmax_scale=float(i))
+        assert len(batch.plans) <= plan.MOST
+        assert gpu.launches[-1].params["qk_scale"] == pytest.approx(i / np.log(2))
