@@ -135,6 +135,7 @@ def _query_values(problem: Problem) -> dict[str, Any]:
         "causal": problem.causal,
         "window_size": problem.window_size,
         "qk_scale": scale * _LOG2_E,
+        "adjust": bool(problem.softcap) or (problem.extras is not None and problem.extras.adjusts),
     }
     if problem.softcap:
         values["softcap_in"], values["softcap_out"] = scale / problem.softcap, problem.softcap / scale

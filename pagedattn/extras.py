@@ -29,6 +29,8 @@ def resolve(
     k_bias: Any = None,
     v_bias: Any = None,
     logn_max_position: Any = None,
+    alibi_slopes: Any = None,
+    softmax_scale: float = 1.0,
 ) -> Extras:
     """The keywords as the devices read them; `num_heads` counts the query heads where there are queries.
 
@@ -37,7 +39,9 @@ def resolve(
     ArgumentError
         A value that does not fit the cache, the batch or the queries.
     """
-    if isinstance(rope, Rope) and q_bias is k_bias is v_bias is logn_max_position is None:  # a layer asks like the one before it
+    if (
+        isinstance(rope, Rope) and q_bias is k_bias is v_bias is logn_max_position is alibi_slopes is None
+    ):  # a layer asks like the one before it
         found = batch.notes.get((rope, cache.layout.head_dim))
         if found is None:
             found = Extras()
@@ -56,6 +60,13 @@ def resolve(
         if isinstance(most, bool) or not hasattr(most, "__index__") or not 2 <= most < 2**31:
             raise ArgumentError(f"`logn_max_position` must be an integer from 2 to 2**31 - 1, or None; got {most!r}.")
         extras.logn_max_position = int(most)
+    if alibi_slopes is not None:
+        slopes = adopt(alibi_slopes, cache.device, "alibi_slopes")
+        if tuple(slopes.shape) != (num_heads,) or slopes.dtype != np.float32:
+            raise ArgumentError(
+                f"`alibi_slopes` must be float32 of shape ({num_heads},), one per query head; got {slopes.dtype} {tuple(slopes.shape)}."
+            )
+        extras.alibi_slopes, extras.alibi_scale = cache.device.asarray(slopes), 1 / softmax_scale
     return extras
 
 

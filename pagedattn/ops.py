@@ -144,6 +144,9 @@ def paged_attention(
         Only keys p - window_size + 1 .. p count for a query at p (and later ones where `causal` is False).
     softcap : float, optional
         Scores s become softcap * tanh(s / softcap).
+    alibi_slopes : array (num_heads) float32, optional
+        slope * (key position - query position) is added to the scores, after `softcap`. For keys before the query that is FlashAttention's
+        ALiBi; keys after it (`causal` False) gain where FlashAttention's lose.
     sinks : array (num_heads) float32, optional
         A logit per head that joins the softmax's sum and has no value.
     rope : Rope, or what its `at` returns, optional
@@ -192,8 +195,8 @@ def paged_attention(
     >>> out.shape, bool(np.array_equal(out[0, 0], v[0, 0]))  # the first token sees only itself
     ((3, 8, 64), True)
     """
-    if not (alibi_slopes is mask is cp is None):
-        checks.refuse(alibi_slopes=alibi_slopes, mask=mask, cp=cp)
+    if not (mask is cp is None):
+        checks.refuse(mask=mask, cp=cp)
     layer = checks.layer_of(cache, batch, layer)
     layout, device = cache.layout, cache.device
     scale = layout.head_dim**-0.5 if softmax_scale is None else checks.positive(softmax_scale, "softmax_scale")
@@ -208,7 +211,7 @@ def paged_attention(
         target = adopt(out, device, "out")
         like = (target.shape, target.strides, target.dtype)
     extras, asked = None, None
-    if not (rope is q_bias is k_bias is v_bias is logn_max_position is None):
+    if not (rope is q_bias is k_bias is v_bias is logn_max_position is alibi_slopes is None):
         if k is None and not (k_bias is v_bias is None):
             raise ArgumentError(
                 "`k_bias` and `v_bias` are added to new rows, and must come with `k` and `v`; got none. Pass them to append."
@@ -216,7 +219,16 @@ def paged_attention(
         checks.queries(rows, cache, batch)
         with device.using(stream):
             extras = resolve(
-                cache, batch, rows.shape[1], rope=rope, q_bias=q_bias, k_bias=k_bias, v_bias=v_bias, logn_max_position=logn_max_position
+                cache,
+                batch,
+                rows.shape[1],
+                rope=rope,
+                q_bias=q_bias,
+                k_bias=k_bias,
+                v_bias=v_bias,
+                logn_max_position=logn_max_position,
+                alibi_slopes=alibi_slopes,
+                softmax_scale=scale,
             )
         asked = extras.packed("attention", device.address) if device.arch else b""
     key = (layout, rows.shape, rows.strides, rows.dtype, like, scale, causal, window, cap, splits, asked)

@@ -29,6 +29,9 @@ class Extras:
     q_bias, k_bias, v_bias : array (heads, head_dim), optional
     logn_max_position : int
         0: none.
+    alibi_slopes : float32 array (num_heads), optional
+    alibi_scale : float
+        1 / softmax_scale.
     memo : dict of str to bytes
         What was packed for each operation.
     """
@@ -42,6 +45,8 @@ class Extras:
     k_bias: Any = None
     v_bias: Any = None
     logn_max_position: int = 0
+    alibi_slopes: Any = None
+    alibi_scale: float = 1.0
     memo: dict[str, bytes] = field(default_factory=dict)
 
     def prepares(self, op: str) -> bool:
@@ -49,6 +54,11 @@ class Extras:
         if op == "append":
             return not (self.rope_table is self.k_bias is self.v_bias is None)
         return bool(self.logn_max_position) or not (self.rope_table is self.q_bias is None)
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether scores change before the softmax."""
+        return self.alibi_slopes is not None
 
     def arrays(self) -> dict[str, Any]:
         """Every array by its name."""
@@ -67,6 +77,8 @@ class Extras:
             values["rope_axis_stride"] = positions.shape[1]
         if most:
             values["logn_max_position"], values["logn_scale"] = most, 1 / math.log2(most)
+        if self.alibi_slopes is not None:
+            values["alibi_scale"] = self.alibi_scale
         values["prepare"] = self.prepares(op)
         return self.memo.setdefault(op, params.pack_extras(**values))
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/family_sm80.cuh"
+#include "decode/cursor.cuh"
 #include "decode/softmax.cuh"
 #include "iterator/gmem_sm80.cuh"
 #include "ptx/ldmatrix.cuh"
@@ -150,18 +151,12 @@ struct DecodeImpl {
 
     // Scores become probabilities 2^(s*qk_scale - m). Keys outside [from, to) of the tile do not count.
     template<class Params>
-    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, const Params& p, int from, int to,
-                                bool fresh, int g, int)
+    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, const Params& p, int segment, int from,
+                                int to, bool fresh, int g, int t)
     {
         constexpr float kShift = 4.f;
-        if (p.softcap_in != 0.f) {
-#pragma unroll
-            for (int n = 0; n < kHeadTiles; ++n) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    frag_s[0][n][i] = softcap(p, frag_s[0][n][i]);
-                }
-            }
+        if (p.adjust) {
+            Softmax::Adjust(frag_s, p, first_head<kHeads>(p, segment), to, g, t);
         }
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {

@@ -30,19 +30,12 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages> {
         return p.cu_seqlens_q ? p.cu_seqlens_q[b] : b;
     }
 
-    // First query head of a segment's pack.
-    template<class Params>
-    static DEVICE int first_head(const Params& p, int slot)
-    {
-        return slot / p.head_packs * p.group_size + slot % p.head_packs * Impl::kHeads;
-    }
-
     // First query of the segment's pack, and how many heads it has.
     template<class Params, class Place>
     static DEVICE const T* query_of(const Params& p, const Place& c, int& heads)
     {
         heads = min(Impl::kHeads, p.group_size - c.slot % p.head_packs * Impl::kHeads);
-        return (const T*)p.q + query_row(p, c.b) * p.q_stride + first_head(p, c.slot) * Impl::kHeadDim;
+        return (const T*)p.q + query_row(p, c.b) * p.q_stride + first_head<Impl::kHeads>(p, c.slot) * Impl::kHeadDim;
     }
 
     // The pack's queries as they enter the scores, in a slot of the ring that no tile is on its way to.
@@ -50,7 +43,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages> {
     static DEVICE const T* PreparedQ(const Params& p, const Place& c, const T* q, int heads, u32 slot, int lane)
     {
         static_assert(Impl::kHeads * Impl::kHeadDim * (int)sizeof(T) <= kSlotBytes);
-        prepare_heads<T, Impl::kHeadDim>(p, slot, q, first_head(p, c.slot), heads, c.b, query_row(p, c.b), c.len - 1, lane);
+        prepare_heads<T, Impl::kHeadDim>(p, slot, q, first_head<Impl::kHeads>(p, c.slot), heads, c.b, query_row(p, c.b), c.len - 1, lane);
         return (const T*)__cvta_shared_to_generic(slot);
     }
 
@@ -135,7 +128,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages> {
             typename Impl::FragS frag_s;
             typename Impl::FragP frag_p;
             Impl::ComputeQK(frag_s, query, smem_q, slot, g, t);
-            Impl::ComputeP(frag_p, frag_s, state, query, slot, p, from, to, fresh, g, t);
+            Impl::ComputeP(frag_p, frag_s, state, query, slot, p, place.slot, from, to, fresh, g, t);
             Impl::ComputePV(state, frag_p, slot, from, to, g, t);
 
             fresh = place.tile + 1 == place.tiles;

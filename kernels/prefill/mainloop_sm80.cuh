@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/family_sm80.cuh"
+#include "prefill/adjust.cuh"
 #include "prefill/impl_sm80.cuh"
 #include "prefill/query_tile.cuh"
 
@@ -67,17 +68,8 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
             if (!p.causal || key0 <= last) {                                                   // else no row of this warp keeps a key
                 typename Impl::FragS frag_s;
                 Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{slot, lane});
-                if (p.softcap_in != 0.f) {
-#pragma unroll
-                    for (int i = 0; i < Impl::kSlabs; ++i) {
-#pragma unroll
-                        for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
-#pragma unroll
-                            for (int e = 0; e < 4; ++e) {
-                                frag_s[i][j][e] = softcap(p, frag_s[i][j][e]);
-                            }
-                        }
-                    }
+                if (p.adjust) {
+                    adjust_scores<Impl>(frag_s, p, query, warp_row, key0, lane);
                 }
                 const int keys = p.causal ? position + 1 : query.klen;  // that the warp's first row keeps, but for the window
                 if (key0 + CTA_S > keys || (p.window_size && key0 <= last - p.window_size)) {

@@ -201,6 +201,8 @@ def _attend(problem: Problem, k: _Rows, v: _Rows, table: Array, tokens: slice, p
             scores /= np.float32(problem.softcap)
             np.tanh(scores, out=scores)
             scores *= np.float32(problem.softcap)
+        if problem.extras is not None and problem.extras.alibi_slopes is not None:
+            _add_alibi(scores.reshape(heads, count, group, -1), problem.extras.alibi_slopes, np.arange(first, last), position)
         kept = _kept(problem, position, count, first, last)
         if kept is not None:
             # fmin lets -inf win over a NaN that the query does not see
@@ -228,6 +230,13 @@ def _attend(problem: Problem, k: _Rows, v: _Rows, table: Array, tokens: slice, p
     if problem.lse is not None:
         lse = np.where(total != 0, top + np.log(total), -np.inf)
         problem.lse[tokens] = lse.reshape(heads, count, group).transpose(1, 0, 2).reshape(count, heads * group)
+
+
+def _add_alibi(scores: Array, slopes: Array, keys: Array, position: int) -> None:
+    """Add slope * (key - query) to scores (num_kv_heads, queries, heads of a group, keys)."""
+    heads, count, group, _ = scores.shape
+    distance = (keys - np.arange(position, position + count)[:, None]).astype(np.float32)
+    scores += slopes.reshape(heads, 1, group, 1) * distance[None, :, None]
 
 
 def _kept(problem: Problem, position: int, count: int, first: int, last: int) -> Array | None:

@@ -51,6 +51,8 @@ class Case:
         Added to the second half of the dims of K and V, so that zero and scale of a row differ by far.
     spoiled : bool
         V rows which the mask hides from some or all queries hold infinities and NaN.
+    alibi : float
+        The largest slope of alibi_slopes; 0: none.
     rope : dict
         Arguments of Rope; empty: none.
     positions : int
@@ -84,6 +86,7 @@ class Case:
     gain: float = 1.0
     offset: float = 0.0
     spoiled: bool = False
+    alibi: float = 0.0
     rope: dict[str, Any] = field(default_factory=dict)
     positions: int = 0
     biases: bool = False
@@ -256,6 +259,20 @@ def _turned() -> Iterator[Case]:
     yield Case("rope-held", "the keys were turned before this call", MIXED, rope=llama, logn=64, block_len=32)
 
 
+def _adjusted() -> Iterator[Case]:
+    """Scores that change before the softmax."""
+    why = "a slope for each head, in both kernels"
+    yield Case("alibi", why, MIXED, alibi=0.5, block_len=16)
+    yield Case("alibi-group20", "packs with idle heads", MIXED, 20, 1, 64, alibi=0.5)
+    yield Case("alibi-steep", "far keys vanish, and the running maximum rises with every tile", MIXED, 4, 2, 64, alibi=8.0)
+    yield Case("alibi-full", "keys after the query gain", MIXED, alibi=0.1, keywords={"causal": False})
+    together = {"softcap": 5.0, "window_size": 40, "softmax_scale": 0.3}
+    yield Case("alibi-softcap", "softcap comes first", MIXED, alibi=0.3, keywords=together, sinks=True, dtype="bfloat16", head_dim=96)
+    yield Case("alibi-splits", "cuts", MIXED, alibi=0.2, keywords={"num_splits": 3}, head_dim=256)
+    rope = {"kind": "linear", "factor": 2.0, "dim": 64}
+    yield Case("alibi-rope", "all at once", MIXED, alibi=0.3, rope=rope, biases=True, keywords={"softcap": 30.0}, append=True)
+
+
 # Rows whose reason holds for codes as well: everything but how out= lies in memory, thinned out where the device does not care.
 _AS_CODES = (
     *(f"{name}-d{dim}-{short}" for name in ("decode", "prefill") for dim in HEAD_DIMS for short in ("f16", "bf16")),
@@ -298,6 +315,7 @@ _AS_CODES = (
         "rope-window-splits",
         "rope-held",
     ),
+    *("alibi", "alibi-group20", "alibi-full", "alibi-softcap", "alibi-rope"),
     *("large-mixed", "large-d64", "large-d96", "large-d192", "large-d256", "large-window"),
 )
 
@@ -318,7 +336,7 @@ def _codes(rows: dict[str, Case]) -> Iterator[Case]:
 
 _SIXTEEN_BITS = tuple(
     case
-    for rows in (_head_dims, _block_lens, _groups, _masks, _scores, _splits, _batches, _memory, _turned, _long, _spoiled, _large)
+    for rows in (_head_dims, _block_lens, _groups, _masks, _scores, _splits, _batches, _memory, _turned, _adjusted, _long, _spoiled, _large)
     for case in rows()
 )
 CASES: tuple[Case, ...] = (*_SIXTEEN_BITS, *_codes({case.id: case for case in _SIXTEEN_BITS}))

@@ -56,7 +56,7 @@ def test_case(case: Case, device: str) -> None:
 
 
 def changing(world: World, device: pa.devices.base.Device) -> dict[str, Any]:
-    """The keywords by which rows change on their way in."""
+    """The keywords by which rows change on their way in, and scores before the softmax."""
     case, turned, keywords = world.case, world.turned, {}
     if case.rope:
         rope = pa.Rope(**case.rope)
@@ -66,6 +66,8 @@ def changing(world: World, device: pa.devices.base.Device) -> dict[str, Any]:
             keywords[name] = device.asarray(bias)
     if case.logn:
         keywords["logn_max_position"] = case.logn
+    if world.slopes is not None:
+        keywords["alibi_slopes"] = device.asarray(world.slopes)
     return keywords
 
 

@@ -125,6 +125,8 @@ BAD: dict[str, tuple[Call, str]] = {
     "k-bias-dtype": (append(k_bias=shape(2, 64, dtype=np.float32)), r"`k_bias` must be float16 of shape \(2, 64\).*got float32"),
     "v-bias-list": (append(v_bias=value([[1.0]])), "`v_bias` must be an array"),
     "k-bias-alone": (attend(k_bias=shape(2, 64)), "`k_bias` and `v_bias` are added to new rows, and must come with `k` and `v`"),
+    "alibi-shape": (attend(alibi_slopes=shape(2, dtype=np.float32)), r"`alibi_slopes` must be float32 of shape \(8,\)"),
+    "alibi-dtype": (attend(alibi_slopes=shape(8)), "`alibi_slopes` must be float32"),
     "logn-one": (attend(logn_max_position=value(1)), "`logn_max_position` must be an integer from 2"),
     "logn-float": (attend(logn_max_position=value(2048.0)), "`logn_max_position` must be an integer"),
     "table-narrow": (attend(batch=lambda s: s.table([[0], [2]])), "`block_table` must have 2 columns.*got 1"),
@@ -159,7 +161,7 @@ def test_block_index_out_of_range(setup: Setup, name: str, operation: str, monke
         calls[operation](batch=batch)
 
 
-LATER = ("alibi_slopes", "mask", "cp")
+LATER = ("mask", "cp")
 
 
 @pytest.mark.parametrize("name", LATER)

@@ -54,6 +54,7 @@ class World:
     seen: Array
     turned: Turned
     exact: list[tuple[Array, Array]]
+    slopes: Array | None
 
     def settle(self, pool: Array) -> None:
         """Check the rows that a call wrote through bias or rotation, and compare its result with attention over them.
@@ -82,7 +83,7 @@ class World:
     def expected(self) -> tuple[list[reference.Result], list[Bounds]]:
         """The reference's results and their bounds, sequence by sequence."""
         case, results, limits, start = self.case, [], [], 0
-        options = {name: value for name, value in case.keywords.items() if name != "num_splits"}
+        options = {name: value for name, value in case.keywords.items() if name != "num_splits"} | {"alibi_slopes": self.slopes}
         for b, (length_q, (k, v)) in enumerate(zip(self.seqlens_q.tolist(), self.dense, strict=True)):
             q = self.seen[start : start + length_q].astype(np.float64)
             start += length_q
@@ -92,6 +93,7 @@ class World:
             largest = float(np.abs(v).max(initial=0.0, where=np.isfinite(v)))
             results.append(result)
             shift = shift_of_rounded_queries(q, k, case.dtype, case.keywords.get("softmax_scale")) if self.turned.rows_change else 0.0
+            shift = shift + case.alibi * len(k) * 2.0**-22  # a slope times a distance in float32
             if self.params:
                 dense = (k.astype(np.float64), v.astype(np.float64))
                 limits.append(
@@ -161,7 +163,8 @@ def make(case: Case) -> World:
     sinks = rng.standard_normal(case.num_heads).astype(np.float32) * 2 if case.sinks else None
     q = q.astype(dtype)
     seen = turned.rounded(_seen(q, turned, seqlens_q, seqlens_k)) if turned.rows_change else q
-    return World(case, pool, full_pool, table, seqlens_q, seqlens_k, q, k, v, sinks, dense, params, seen, turned, exact)
+    slopes = (case.alibi * 0.8 ** np.arange(case.num_heads)).astype(np.float32) if case.alibi else None
+    return World(case, pool, full_pool, table, seqlens_q, seqlens_k, q, k, v, sinks, dense, params, seen, turned, exact, slopes)
 
 
 def _seen(q: Array, turned: Turned, seqlens_q: Array, seqlens_k: Array) -> Array:

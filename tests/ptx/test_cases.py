@@ -53,8 +53,12 @@ OPTIONS = (
     "rope-window-splits",
     "mrope",
     "biases",
-    *(f"{name}-int8" for name in ("rope-all", "rope-d96-bf16", "rope-prefill")),
-    *(f"{name}-int4" for name in ("rope-decode", "mrope", "rope-d256", "rope-window-splits")),
+    "alibi",
+    "alibi-full",
+    "alibi-softcap",
+    "alibi-splits",
+    *(f"{name}-int8" for name in ("alibi-rope", "rope-all", "rope-d96-bf16", "rope-prefill")),
+    *(f"{name}-int4" for name in ("alibi-group20", "alibi-softcap", "rope-decode", "mrope", "rope-d256", "rope-window-splits")),
 )
 
 
