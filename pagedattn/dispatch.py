@@ -64,6 +64,9 @@ def select(problem: Problem, device: Target) -> list[Launch]:
     batch = problem.batch
     if problem.op == "attention":
         values = {**_cache_values(problem, device), **_query_values(problem)}
+        if problem.extras is not None and problem.extras.mask is not None:  # only prefill reads masks
+            values.update(cu_seqlens_q=device.address(batch.cu_seqlens_q), single_queries=1)
+            return [_prefill(problem, device, values)] if batch.num_tokens else []
         launches = []
         if batch.num_decode:
             launches.append(_decode(problem, device, values))
@@ -107,7 +110,7 @@ def _cache_values(problem: Problem, device: Target) -> dict[str, Any]:
         "block_table": address(batch.block_table),
         "cu_seqlens_q": address(batch.cu_seqlens_q) if batch.num_decode != batch.batch_size else 0,
         "cu_seqlens_k": address(batch.cu_seqlens_k),
-        "block_bytes": layout.block_bytes,
+        "block_bytes": layout.block_bytes if batch.blocks is None else batch.blocks.unit,
         "k_base": layout.k_rows.base,
         "v_base": layout.v_rows.base,
         "head_bytes": layout.k_rows.per_head,

@@ -30,6 +30,7 @@ def resolve(
     v_bias: Any = None,
     logn_max_position: Any = None,
     alibi_slopes: Any = None,
+    mask: Any = None,
     softmax_scale: float = 1.0,
 ) -> Extras:
     """The keywords as the devices read them; `num_heads` counts the query heads where there are queries.
@@ -44,11 +45,11 @@ def resolve(
     ):  # a layer asks like the one before it
         found = batch.notes.get((rope, cache.layout.head_dim))
         if found is None:
-            found = Extras()
+            found = Extras(finished=batch.finished)
             _rope(found, rope, cache, batch)
             batch.notes[rope, cache.layout.head_dim] = found
         return found
-    extras = Extras()
+    extras = Extras(finished=batch.finished)
     if rope is not None:
         _rope(extras, rope, cache, batch)
     kv_heads = cache.layout.num_kv_heads
@@ -67,6 +68,8 @@ def resolve(
                 f"`alibi_slopes` must be float32 of shape ({num_heads},), one per query head; got {slopes.dtype} {tuple(slopes.shape)}."
             )
         extras.alibi_slopes, extras.alibi_scale = cache.device.asarray(slopes), 1 / softmax_scale
+    if mask is not None:
+        _mask(extras, mask, batch)
     return extras
 
 
@@ -137,3 +140,18 @@ def _bias(x: Any, name: str, heads: int, cache: KVCache) -> Any:
             f"`{name}` must be {layout.dtype} of shape {wanted}, (heads, head_dim); got {found.dtype} {tuple(found.shape)}."
         )
     return cache.device.asarray(found)
+
+
+def _mask(extras: Extras, x: Any, batch: Batch) -> None:
+    found = np.asarray(x) if place(x) is None else adopt(x, batch.device, "mask")
+    sizes = batch.seqlens_q * batch.seqlens_k
+    total = int(sizes.sum())
+    if tuple(found.shape) != (total,) or found.dtype.name not in ("bool", "uint8"):
+        raise ArgumentError(
+            f"`mask` must be bool of shape ({total},): for each sequence its seqlens_q x seqlens_k entries, row by row; "
+            f"got {found.dtype} {tuple(found.shape)}."
+        )
+    starts = batch.notes.get("mask_starts")
+    if starts is None:
+        starts = batch.notes["mask_starts"] = batch.device.asarray(np.cumsum(sizes) - sizes)
+    extras.mask, extras.mask_starts = batch.device.asarray(found), starts

@@ -72,7 +72,7 @@ def append(
         checks.refuse(cp=cp)
     layer = checks.layer_of(cache, batch, layer)
     extras = None
-    if not (k_bias is v_bias is rope is None):
+    if not (k_bias is v_bias is rope is batch.finished is None):
         with cache.device.using(stream):
             extras = resolve(cache, batch, k_bias=k_bias, v_bias=v_bias, rope=rope)
     _append(k, v, cache, batch, layer, extras, stream)
@@ -89,9 +89,9 @@ def _append(k: Any, v: Any, cache: KVCache, batch: Batch, layer: int, extras: Ex
         shape = (batch.num_tokens, layout.num_kv_heads, layout.head_dim)
         checks.rows(k, cache, "k", shape)
         checks.rows(v, cache, "v", shape)
-        device.run(Problem("append", layout, cache.pool, layer, batch, k=k, v=v, extras=extras, stream=stream, key=key))
+        device.run(Problem("append", layout, batch.pool_of(cache), layer, batch, k=k, v=v, extras=extras, stream=stream, key=key))
     else:
-        device.follow(plan, (None, k, v, None, None, None), cache.pool, layer, stream)
+        device.follow(plan, (None, k, v, None, None, None), batch.pool_of(cache), layer, stream)
 
 
 def paged_attention(
@@ -147,6 +147,9 @@ def paged_attention(
     alibi_slopes : array (num_heads) float32, optional
         slope * (key position - query position) is added to the scores, after `softcap`. For keys before the query that is FlashAttention's
         ALiBi; keys after it (`causal` False) gain where FlashAttention's lose.
+    mask : bool array (sum of seqlens_q * seqlens_k), optional
+        Which keys each query may see, as for a tree of drafted tokens: for each sequence its seqlens_q x seqlens_k entries, row by row, one
+        sequence after the other. `causal` and `window_size` hold besides. Where tokens of a tree stand is told to the rope: `Rope.at`.
     sinks : array (num_heads) float32, optional
         A logit per head that joins the softmax's sum and has no value.
     rope : Rope, or what its `at` returns, optional
@@ -195,8 +198,8 @@ def paged_attention(
     >>> out.shape, bool(np.array_equal(out[0, 0], v[0, 0]))  # the first token sees only itself
     ((3, 8, 64), True)
     """
-    if not (mask is cp is None):
-        checks.refuse(mask=mask, cp=cp)
+    if cp is not None:
+        checks.refuse(cp=cp)
     layer = checks.layer_of(cache, batch, layer)
     layout, device = cache.layout, cache.device
     scale = layout.head_dim**-0.5 if softmax_scale is None else checks.positive(softmax_scale, "softmax_scale")
@@ -211,7 +214,7 @@ def paged_attention(
         target = adopt(out, device, "out")
         like = (target.shape, target.strides, target.dtype)
     extras, asked = None, None
-    if not (rope is q_bias is k_bias is v_bias is logn_max_position is alibi_slopes is None):
+    if not (rope is q_bias is k_bias is v_bias is logn_max_position is alibi_slopes is mask is batch.finished is None):
         if k is None and not (k_bias is v_bias is None):
             raise ArgumentError(
                 "`k_bias` and `v_bias` are added to new rows, and must come with `k` and `v`; got none. Pass them to append."
@@ -228,6 +231,7 @@ def paged_attention(
                 v_bias=v_bias,
                 logn_max_position=logn_max_position,
                 alibi_slopes=alibi_slopes,
+                mask=mask,
                 softmax_scale=scale,
             )
         asked = extras.packed("attention", device.address) if device.arch else b""
@@ -244,18 +248,18 @@ def paged_attention(
     if (k is None) != (v is None):
         raise ArgumentError(f"`k` and `v` must come together; got only `{'v' if k is None else 'k'}`.")
     if target is None:
-        target = device.empty(rows.shape, rows.dtype, stream)
-    lse = device.empty(rows.shape[:2], np.float32, stream) if return_lse else None
+        target = _made(rows.shape, rows.dtype, 0, cache, batch, stream)
+    lse = _made(rows.shape[:2], np.float32, -np.inf, cache, batch, stream) if return_lse else None
     if k is not None:
         _append(k, v, cache, batch, layer, extras, stream)
     if plan is not None:
-        device.follow(plan, (rows, None, None, target, lse, sinks), cache.pool, layer, stream)
+        device.follow(plan, (rows, None, None, target, lse, sinks), batch.pool_of(cache), layer, stream)
     else:
         device.run(
             Problem(
                 "attention",
                 layout,
-                cache.pool,
+                batch.pool_of(cache),
                 layer,
                 batch,
                 q=rows,
@@ -274,6 +278,17 @@ def paged_attention(
         )
     result = give_back(target, q) if out is None else out
     return (result, give_back(lse, q)) if return_lse else result
+
+
+def _made(shape: tuple[int, ...], dtype: Any, skipped: float, cache: KVCache, batch: Batch, stream: Any) -> Any:
+    """Memory for a result; rows of finished sequences, which nobody will write, hold `skipped`."""
+    if batch.finished is None:
+        return cache.device.empty(shape, dtype, stream)
+    with cache.device.using(stream):
+        made = cache.device.zeros(shape, dtype)
+        if skipped:
+            made.fill(skipped)
+    return made
 
 
 def gather(cache: KVCache, batch: Batch, *, layer: int = 0, stream: Any = None) -> tuple[Any, Any]:
@@ -296,8 +311,9 @@ def gather(cache: KVCache, batch: Batch, *, layer: int = 0, stream: Any = None) 
     checks.batch_of(cache, batch)
     layout, device = cache.layout, cache.device
     shape, dtype = (batch.total_k, layout.num_kv_heads, layout.head_dim), dtypes.of(layout.dtype).numpy
-    k, v = device.empty(shape, dtype, stream), device.empty(shape, dtype, stream)
-    device.run(Problem("gather", layout, cache.pool, layer, batch, k=k, v=v, stream=stream))
+    k, v = (_made(shape, dtype, 0, cache, batch, stream) for _ in "kv")
+    extras = None if batch.finished is None else resolve(cache, batch)
+    device.run(Problem("gather", layout, batch.pool_of(cache), layer, batch, k=k, v=v, extras=extras, stream=stream))
     return k, v
 
 

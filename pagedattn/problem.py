@@ -32,6 +32,12 @@ class Extras:
     alibi_slopes : float32 array (num_heads), optional
     alibi_scale : float
         1 / softmax_scale.
+    mask : bool array, optional
+        A byte for each (query, key) of each sequence.
+    mask_starts : int64 array (batch_size), optional
+        Where each sequence's bytes begin.
+    finished : bool array (batch_size), optional
+        Sequences to skip.
     memo : dict of str to bytes
         What was packed for each operation.
     """
@@ -47,6 +53,9 @@ class Extras:
     logn_max_position: int = 0
     alibi_slopes: Any = None
     alibi_scale: float = 1.0
+    mask: Any = None
+    mask_starts: Any = None
+    finished: Any = None
     memo: dict[str, bytes] = field(default_factory=dict)
 
     def prepares(self, op: str) -> bool:
@@ -58,7 +67,7 @@ class Extras:
     @property
     def adjusts(self) -> bool:
         """Whether scores change before the softmax."""
-        return self.alibi_slopes is not None
+        return not (self.alibi_slopes is self.mask is None)
 
     def arrays(self) -> dict[str, Any]:
         """Every array by its name."""

@@ -51,6 +51,10 @@ class Device(ABC):
     def to_host(self, x: Any) -> np.ndarray[Any, Any]:
         """A device array as a NumPy array."""
 
+    @abstractmethod
+    def memory_at(self, address: int, num_bytes: int) -> Any:
+        """Somebody else's memory as a uint8 array."""
+
     def using(self, stream: Any) -> AbstractContextManager[Any]:
         """What is made in its body is made for work on `stream`; None: the current one."""
         return nullcontext()

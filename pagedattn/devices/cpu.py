@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +24,11 @@ Array = np.ndarray[Any, Any]
 _QUERY_ROWS = 512
 _SCORES = 1 << 21
 _ELEMENTS = 1 << 19
+
+
+def host_memory(address: int, num_bytes: int) -> Array:
+    """Memory of this process as a uint8 array."""
+    return np.frombuffer(memoryview((ctypes.c_char * num_bytes).from_address(address)), np.uint8)
 
 
 class CpuDevice(Device):
@@ -47,6 +53,9 @@ class CpuDevice(Device):
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         return np.asarray(x, dtype, order="C")
+
+    def memory_at(self, address: int, num_bytes: int) -> Array:
+        return host_memory(address, num_bytes)
 
     def to_host(self, x: Any) -> Array:
         return np.asarray(x)
@@ -121,10 +130,13 @@ def _rows(problem: Problem) -> tuple[_Rows, _Rows]:
     """K and V of the problem's layer."""
     layout, pool = problem.layout, problem.pool
     stored, dtype = dtypes.of(layout.kv_dtype), dtypes.of(layout.dtype).numpy
+    elsewhere = problem.batch.blocks
+    block_bytes = layout.block_bytes if elsewhere is None else elsewhere.unit
+    blocks = len(pool) if elsewhere is None else (len(pool) - layout.block_bytes) // block_bytes + 1
 
     def view(places: Affine, kind: np.dtype[Any], elements: int) -> Array:
-        shape = (len(pool), layout.num_kv_heads, layout.block_len, elements)
-        strides = (layout.block_bytes, places.per_head, places.per_token, kind.itemsize)
+        shape = (blocks, layout.num_kv_heads, layout.block_len, elements)
+        strides = (block_bytes, places.per_head, places.per_token, kind.itemsize)
         return np.ndarray(shape, kind, buffer=pool, offset=places.at(problem.layer, 0, 0), strides=strides)
 
     def rows(data: Affine, params: Affine) -> _Rows:
@@ -149,14 +161,19 @@ def _append(problem: Problem) -> None:
     if extras is not None:
         new_k = prepare(new_k, extras.k_bias, extras, problem.batch)
         new_v = prepare(new_v, extras.v_bias, extras, problem.batch, turning=False)
+    if problem.batch.finished is not None:
+        live = ~np.repeat(problem.batch.finished.astype(bool), problem.batch.seqlens_q)
+        block, token, new_k, new_v = block[live], token[live], new_k[live], new_v[live]
     for rows, new in zip(_rows(problem), (new_k, new_v), strict=True):
         rows.write((block, slice(None), token), new)
 
 
 def _gather(problem: Problem) -> None:
     block, token = _places(problem, problem.batch.seqlens_k)
+    finished = problem.batch.finished
+    live = slice(None) if finished is None else ~np.repeat(finished.astype(bool), problem.batch.seqlens_k)
     for rows, found in zip(_rows(problem), (problem.k, problem.v), strict=True):
-        found[...] = rows.read((block, slice(None), token))
+        found[live] = rows.read((block[live], slice(None), token[live]))
 
 
 def _attention(problem: Problem) -> None:
@@ -166,17 +183,24 @@ def _attention(problem: Problem) -> None:
         problem = replace(problem, q=prepare(problem.q, extras.q_bias, extras, batch, logn=True))
     group = problem.q.shape[1] // layout.num_kv_heads
     step = max(1, _QUERY_ROWS // group)
-    start = 0
+    masks = None if extras is None or extras.mask is None else extras.mask.astype(bool)
+    start = entry = 0
     lengths = zip(batch.seqlens_q.tolist(), batch.seqlens_k.tolist(), strict=True)
-    for table, (length_q, length_k) in zip(batch.block_table, lengths, strict=True):
-        for first in range(0, length_q, step):
-            tokens = slice(start + first, start + min(first + step, length_q))
-            _attend(problem, k, v, table, tokens, length_k - length_q + first, length_k)
+    finished = np.zeros(batch.batch_size, bool) if batch.finished is None else batch.finished
+    for table, skipped, (length_q, length_k) in zip(batch.block_table, finished, lengths, strict=True):
+        for first in range(0, 0 if skipped else length_q, step):
+            last = min(first + step, length_q)
+            mask = None if masks is None else masks[entry + first * length_k : entry + last * length_k].reshape(-1, length_k)
+            _attend(problem, k, v, table, slice(start + first, start + last), length_k - length_q + first, length_k, mask)
         start += length_q
+        entry += length_q * length_k
 
 
-def _attend(problem: Problem, k: _Rows, v: _Rows, table: Array, tokens: slice, position: int, length: int) -> None:
-    """Attention of the query rows `tokens`, of which the first stands at `position` of a sequence of `length` keys."""
+def _attend(problem: Problem, k: _Rows, v: _Rows, table: Array, tokens: slice, position: int, length: int, mask: Array | None) -> None:
+    """Attention of the query rows `tokens`, of which the first stands at `position` of a sequence of `length` keys.
+
+    `mask`: bool (queries, length), or None.
+    """
     heads, dim, block_len = problem.layout.num_kv_heads, problem.layout.head_dim, problem.layout.block_len
     count = tokens.stop - tokens.start
     q = problem.q[tokens].reshape(count, heads, -1, dim).transpose(1, 0, 2, 3).astype(np.float32)
@@ -204,6 +228,8 @@ def _attend(problem: Problem, k: _Rows, v: _Rows, table: Array, tokens: slice, p
         if problem.extras is not None and problem.extras.alibi_slopes is not None:
             _add_alibi(scores.reshape(heads, count, group, -1), problem.extras.alibi_slopes, np.arange(first, last), position)
         kept = _kept(problem, position, count, first, last)
+        if mask is not None:
+            kept = mask[:, first:last] if kept is None else kept & mask[:, first:last]
         if kept is not None:
             # fmin lets -inf win over a NaN that the query does not see
             seen = scores.reshape(heads, count, group, last - first)

@@ -149,6 +149,11 @@ class CudaDevice(Device):
         with self._cupy.cuda.Device(self.index):
             return self._cupy.ascontiguousarray(self._cupy.asarray(x, dtype))
 
+    def memory_at(self, address: int, num_bytes: int) -> Any:
+        cuda = self._cupy.cuda
+        memory = cuda.UnownedMemory(address, num_bytes, self, self.index)
+        return self._cupy.ndarray((num_bytes,), np.uint8, cuda.MemoryPointer(memory, 0))
+
     def to_host(self, x: Any) -> np.ndarray[Any, Any]:
         return np.asarray(self._cupy.asnumpy(x))
 

@@ -13,6 +13,7 @@ from pagedattn import arch as archs
 from pagedattn import dispatch, resources
 from pagedattn.build import build
 from pagedattn.devices.base import Device
+from pagedattn.devices.cpu import host_memory
 from pagedattn.errors import DeviceFault
 from pagedattn.params import STRUCT_BYTES, fill
 
@@ -94,6 +95,9 @@ class InterpreterDevice(Device):
             return copy
         return result
 
+    def memory_at(self, address: int, num_bytes: int) -> Array:
+        return host_memory(address, num_bytes)
+
     def to_host(self, x: Any) -> Array:
         return np.asarray(x)
 
@@ -112,12 +116,19 @@ class InterpreterDevice(Device):
             name: getattr(problem, name) for name in (*_INPUTS[problem.op], *_OUTPUTS[problem.op]) if getattr(problem, name) is not None
         }
         arrays.update(block_table=batch.block_table, cu_seqlens_q=batch.cu_seqlens_q, cu_seqlens_k=batch.cu_seqlens_k)
+        writable = _OUTPUTS[problem.op]
+        if batch.blocks is not None:
+            del arrays["pool"]
+            own = np.unique(batch.blocks.pointers).tolist()
+            found = {f"blocks[{i}]": self.memory_at(x, problem.layout.block_bytes) for i, x in enumerate(own)}
+            arrays.update(found)
+            writable = (*writable, *found) if "pool" in writable else writable
         if problem.extras is not None:
             arrays.update(problem.extras.arrays())
         addresses = [0 if x is None else self.address(x) for x in problem.arrays]
         addresses.append(self.address(problem.pool) + problem.layer * problem.layout.layer_bytes)
         for launch in dispatch.select(problem, self):
-            self.launch(launch, addresses, arrays, _OUTPUTS[problem.op])
+            self.launch(launch, addresses, arrays, writable)
 
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
         addresses = np.array([[self.address(x) for x in outs], [self.address(x) for x in lses]], np.uint64)

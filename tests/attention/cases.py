@@ -53,6 +53,8 @@ class Case:
         V rows which the mask hides from some or all queries hold infinities and NaN.
     alibi : float
         The largest slope of alibi_slopes; 0: none.
+    mask : str
+        "" (none), "random" (some queries see nothing), or "tree" (all old tokens, and a new one's ancestors).
     rope : dict
         Arguments of Rope; empty: none.
     positions : int
@@ -87,6 +89,7 @@ class Case:
     offset: float = 0.0
     spoiled: bool = False
     alibi: float = 0.0
+    mask: str = ""
     rope: dict[str, Any] = field(default_factory=dict)
     positions: int = 0
     biases: bool = False
@@ -269,6 +272,15 @@ def _adjusted() -> Iterator[Case]:
     together = {"softcap": 5.0, "window_size": 40, "softmax_scale": 0.3}
     yield Case("alibi-softcap", "softcap comes first", MIXED, alibi=0.3, keywords=together, sinks=True, dtype="bfloat16", head_dim=96)
     yield Case("alibi-splits", "cuts", MIXED, alibi=0.2, keywords={"num_splits": 3}, head_dim=256)
+    why = "a mask of the caller's, which prefill reads for every sequence"
+    yield Case("mask-random", why, MIXED, mask="random", sinks=True, block_len=16)
+    yield Case("mask-full", "no causal mask besides", MIXED, mask="random", keywords={"causal": False}, dtype="bfloat16", head_dim=64)
+    yield Case("mask-decode", "single queries only", DECODE, mask="random", keywords={"num_splits": 3})
+    tree = ((7, 300), (1, 65), (30, 500), (16, 16), (0, 9))
+    yield Case(
+        "mask-tree", "drafted tokens of one depth share a position", tree, mask="tree", rope={"kind": "default"}, positions=700, append=True
+    )
+    yield Case("mask-window", "options meet", tree, mask="tree", alibi=0.2, keywords={"window_size": 50, "softcap": 9.0}, num_heads=12)
     rope = {"kind": "linear", "factor": 2.0, "dim": 64}
     yield Case("alibi-rope", "all at once", MIXED, alibi=0.3, rope=rope, biases=True, keywords={"softcap": 30.0}, append=True)
 
@@ -315,7 +327,7 @@ _AS_CODES = (
         "rope-window-splits",
         "rope-held",
     ),
-    *("alibi", "alibi-group20", "alibi-full", "alibi-softcap", "alibi-rope"),
+    *("alibi", "alibi-group20", "alibi-full", "alibi-softcap", "alibi-rope", "mask-random", "mask-tree", "mask-window"),
     *("large-mixed", "large-d64", "large-d96", "large-d192", "large-d256", "large-window"),
 )
 

@@ -68,6 +68,8 @@ def changing(world: World, device: pa.devices.base.Device) -> dict[str, Any]:
         keywords["logn_max_position"] = case.logn
     if world.slopes is not None:
         keywords["alibi_slopes"] = device.asarray(world.slopes)
+    if world.masks:
+        keywords["mask"] = device.asarray(np.concatenate([mask.reshape(-1) for mask in world.masks]))
     return keywords
 
 

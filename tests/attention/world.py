@@ -55,6 +55,7 @@ class World:
     turned: Turned
     exact: list[tuple[Array, Array]]
     slopes: Array | None
+    masks: list[Array]
 
     def settle(self, pool: Array) -> None:
         """Check the rows that a call wrote through bias or rotation, and compare its result with attention over them.
@@ -85,6 +86,8 @@ class World:
         case, results, limits, start = self.case, [], [], 0
         options = {name: value for name, value in case.keywords.items() if name != "num_splits"} | {"alibi_slopes": self.slopes}
         for b, (length_q, (k, v)) in enumerate(zip(self.seqlens_q.tolist(), self.dense, strict=True)):
+            if self.masks:
+                options["mask"] = self.masks[b]
             q = self.seen[start : start + length_q].astype(np.float64)
             start += length_q
             k, v = k.astype(np.float64), v.astype(np.float64)
@@ -163,8 +166,25 @@ def make(case: Case) -> World:
     sinks = rng.standard_normal(case.num_heads).astype(np.float32) * 2 if case.sinks else None
     q = q.astype(dtype)
     seen = turned.rounded(_seen(q, turned, seqlens_q, seqlens_k)) if turned.rows_change else q
+    masks = [_mask(case.mask, rng, new, length) for new, length in case.lengths] if case.mask else []
     slopes = (case.alibi * 0.8 ** np.arange(case.num_heads)).astype(np.float32) if case.alibi else None
-    return World(case, pool, full_pool, table, seqlens_q, seqlens_k, q, k, v, sinks, dense, params, seen, turned, exact, slopes)
+    return World(case, pool, full_pool, table, seqlens_q, seqlens_k, q, k, v, sinks, dense, params, seen, turned, exact, slopes, masks)
+
+
+def _mask(kind: str, rng: np.random.Generator, new: int, length: int) -> Array:
+    """Which keys each new token of a sequence may see."""
+    if kind == "random":
+        mask = rng.random((new, length)) < 0.5
+        mask[::5] = False
+        return mask
+    mask = np.ones((new, length), bool)
+    drafted = mask[:, length - new :]
+    drafted[...] = False
+    for i in range(new):  # a token's ancestors are its parent's, and itself
+        if i:
+            drafted[i] = drafted[rng.integers(max(0, i - 4), i)]
+        drafted[i, i] = True
+    return mask
 
 
 def _seen(q: Array, turned: Turned, seqlens_q: Array, seqlens_k: Array) -> Array:

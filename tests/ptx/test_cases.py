@@ -57,8 +57,14 @@ OPTIONS = (
     "alibi-full",
     "alibi-softcap",
     "alibi-splits",
-    *(f"{name}-int8" for name in ("alibi-rope", "rope-all", "rope-d96-bf16", "rope-prefill")),
-    *(f"{name}-int4" for name in ("alibi-group20", "alibi-softcap", "rope-decode", "mrope", "rope-d256", "rope-window-splits")),
+    "mask-random",
+    "mask-full",
+    "mask-window",
+    *(f"{name}-int8" for name in ("alibi-rope", "mask-tree", "rope-all", "rope-d96-bf16", "rope-prefill")),
+    *(
+        f"{name}-int4"
+        for name in ("mask-random", "alibi-group20", "alibi-softcap", "rope-decode", "mrope", "rope-d256", "rope-window-splits")
+    ),
 )
 
 

@@ -29,7 +29,7 @@ ROWS = (
     ("render", "nvrtc", "kernel", "store"),
     ("build", "dispatch", "plan"),
     ("devices",),
-    ("allocator", "sequences", "arrays", "batch", "convert", "cache", "checks", "extras"),
+    ("allocator", "sequences", "arrays", "batch", "blocks", "convert", "cache", "checks", "extras"),
     ("ops",),
     ("explain", "precompile", "show", "testing"),
     ("pagedattn",),
