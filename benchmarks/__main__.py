@@ -100,6 +100,21 @@ def host(results: dict[str, Any]) -> None:
             cache.truncate(s, 1)
 
     figures["extend (8 sequences, with their truncation)"] = measure.host(step, 200)
+    room = pa.Batch(np.zeros((8, 8), np.int32), [1] * 8, [512] * 8, device="cuda")
+    with cp.cuda.Stream(non_blocking=True) as stream:
+
+        def decode_step() -> None:
+            for _ in range(32):  # a model's layers
+                pa.paged_attention(q, cache, room, k=k, v=v, out=out)
+
+        room.assign(batch)
+        decode_step()
+        stream.begin_capture()
+        decode_step()
+        captured = stream.end_capture()
+        figures["32 layers of append and paged_attention"] = measure.host(decode_step, 10)
+        figures["32 layers, captured: Batch.assign"] = measure.host(lambda: room.assign(batch))
+        figures["32 layers, captured: the graph's launch"] = measure.host(lambda: captured.launch(stream), 20)
     begin = [time.perf_counter()]
     for _ in range(5):
         subprocess.run([sys.executable, "-c", "import pagedattn"], check=True)

@@ -21,14 +21,17 @@ from pagedattn.errors import (
 from pagedattn.explain import explain, supports
 from pagedattn.layout import BlockLayout
 from pagedattn.ops import append, gather, merge, paged_attention
+from pagedattn.params import AttentionParams
 from pagedattn.precompile import precompile
 from pagedattn.rope import Rope
 from pagedattn.spec import KernelSpec
+from pagedattn.workspace import workspace_bytes
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "AttentionParams",
     "Batch",
     "BlockLayout",
     "CompileError",
@@ -49,4 +52,5 @@ __all__ = [
     "paged_attention",
     "precompile",
     "supports",
+    "workspace_bytes",
 ]

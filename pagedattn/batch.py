@@ -25,6 +25,8 @@ INT32_MAX = 2**31 - 1
 class Batch:
     """Sequences of a paged cache, as a call sees them. A batch does not change; make a new one for the next step.
 
+    A captured CUDA graph reads its batch's device arrays at every replay: there `assign` puts the next step into them.
+
     Parameters
     ----------
     block_table : array or nested list of int, (batch_size, max_blocks)
@@ -72,6 +74,7 @@ class Batch:
     """
 
     __slots__ = (
+        "_buffer",
         "_checked",
         "_frozen",
         "batch_size",
@@ -200,8 +203,9 @@ class Batch:
                 raise ArgumentError(f"`{name}` must sum to less than 2**31 tokens; got {total}. Make several batches.")
             np.cumsum(lengths, out=row[1:])
             totals.append(total)
-        buffer = device.asarray(host)
+        self._buffer = buffer = device.asarray(host)
         if isinstance(buffer, np.ndarray):
+            buffer = buffer.view()
             buffer.flags.writeable = False
         self.device = device
         self.block_table = buffer[:cells].reshape(size, max_blocks) if table is not None else None
@@ -219,6 +223,50 @@ class Batch:
         self.blocks: Blocks | None = None
         self._checked: tuple[int, int] | None = None
         self.notes: dict[Any, Any] = {}  # what calls have worked out for this batch
+
+    def assign(self, other: Batch) -> None:
+        """Put another batch's block table and lengths into this one's device arrays, on the current stream.
+
+        Launches that were captured with this batch then are of the other's sequences. What the launches take by value stays as it is:
+        `max_seqlen_k` and `max_blocks` are the room that this batch was made with.
+
+        Raises
+        ------
+        ArgumentError
+            Another device or number of sequences, other numbers of new tokens, more than there is room for, or a block table that is the
+            caller's own memory. Nothing has changed.
+
+        Examples
+        --------
+        >>> room = Batch([[0] * 4] * 2, [1, 1], [64, 64], device="cpu")
+        >>> room.assign(Batch([[3], [1]], [1, 1], [7, 16], device="cpu"))
+        >>> room.block_table[:, 0].tolist(), room.cu_seqlens_k.tolist(), room.max_seqlen_k
+        ([3, 1], [0, 7, 23], 64)
+        """
+        if not isinstance(other, Batch):
+            raise ArgumentError(f"`other` must be a Batch; got {type(other).__name__}.")
+        if not self._frozen:
+            raise ArgumentError("`block_table` must be the batch's own to be assigned to; this one is the caller's array. Write to that.")
+        if other.device is not self.device:
+            raise ArgumentError(f"`other` must be on {self.device.name}; got one on {other.device.name}.")
+        if other.blocks is not None or self.blocks is not None:
+            raise ArgumentError("batches of `from_block_ptrs` must be made anew for each step; got one to assign.")
+        if other.finished is not None and self.finished is None:
+            raise ArgumentError("`other.finished` needs a place in this batch, which was made without `finished`. Make it with flags.")
+        if not np.array_equal(other.seqlens_q, self.seqlens_q):
+            raise ArgumentError(
+                f"`other` must have this batch's numbers of new tokens, {self.seqlens_q.tolist()}; got {other.seqlens_q.tolist()}."
+            )
+        for name in ("max_seqlen_k", "max_blocks"):
+            if getattr(other, name) > getattr(self, name):
+                raise ArgumentError(f"`other.{name}` must be at most {getattr(self, name)}, this batch's room; got {getattr(other, name)}.")
+        cells = self.batch_size * self.max_blocks
+        self._buffer[:cells].reshape(self.batch_size, self.max_blocks)[:, : other.max_blocks] = other.block_table
+        self._buffer[cells + self.batch_size + 1 :] = other.cu_seqlens_k
+        if self.finished is not None:
+            self.finished[...] = False if other.finished is None else other.finished
+        self.seqlens_k, self.total_k = other.seqlens_k, other.total_k
+        self._checked = other._checked
 
     def check_width(self, block_len: int) -> None:
         """Refuse a table with too few columns for the longest sequence in blocks of `block_len` tokens. Cheap enough for every call."""

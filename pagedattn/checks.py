@@ -56,8 +56,12 @@ def queries(q: Any, cache: KVCache, batch: Batch) -> None:
 def output(out: Any, cache: KVCache, shape: tuple[int, ...]) -> None:
     """A place for the result."""
     rows(out, cache, "out", shape)
-    if isinstance(out, np.ndarray) and not out.flags.writeable:
-        raise ArgumentError("`out` must be writable; got a read-only array.")
+    _require_writable(out, "out")
+
+
+def _require_writable(x: Any, name: str) -> None:
+    if isinstance(x, np.ndarray) and not x.flags.writeable:
+        raise ArgumentError(f"`{name}` must be writable; got a read-only array.")
 
 
 def rows(rows: Any, cache: KVCache, name: str, shape: tuple[int | None, ...]) -> None:
@@ -96,6 +100,26 @@ def sinks(given: Any, cache: KVCache, num_heads: int) -> Any:
             f"`sinks` must be float32 of shape ({num_heads},), one logit per query head; got {found.dtype} {tuple(found.shape)}."
         )
     return cache.device.asarray(found)
+
+
+def lse(given: Any, cache: KVCache, shape: tuple[int, ...]) -> Any:
+    """A place for the log-sum-exp."""
+    found = adopt(given, cache.device, "lse")
+    if found.shape != shape or found.dtype != np.float32 or not found.flags.c_contiguous:
+        raise ArgumentError(f"`lse` must be float32 {tuple(shape)}, contiguous; got {found.dtype} {tuple(found.shape)}.")
+    _require_writable(found, "lse")
+    return found
+
+
+def workspace(given: Any, cache: KVCache) -> Any:
+    """Memory for a call; how much is enough depends on its launches."""
+    found = adopt(given, cache.device, "workspace")
+    if found.dtype != np.uint8 or found.ndim != 1 or not found.flags.c_contiguous:
+        raise ArgumentError(f"`workspace` must be uint8 of one dimension, contiguous; got {found.dtype} {tuple(found.shape)}.")
+    if cache.device.arch is not None and cache.device.address(found) % ROW_ALIGNMENT:
+        raise ArgumentError(f"`workspace` must begin at a multiple of {ROW_ALIGNMENT} bytes; got {cache.device.address(found):#x}.")
+    _require_writable(found, "workspace")
+    return found
 
 
 def positive(value: float, name: str) -> float:

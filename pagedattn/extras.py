@@ -151,7 +151,8 @@ def _mask(extras: Extras, x: Any, batch: Batch) -> None:
             f"`mask` must be bool of shape ({total},): for each sequence its seqlens_q x seqlens_k entries, row by row; "
             f"got {found.dtype} {tuple(found.shape)}."
         )
-    starts = batch.notes.get("mask_starts")
+    key = "mask_starts", sizes.tobytes()  # a batch's lengths may be assigned anew, and a captured graph still reads the old ones
+    starts = batch.notes.get(key)
     if starts is None:
-        starts = batch.notes["mask_starts"] = batch.device.asarray(np.cumsum(sizes) - sizes)
+        starts = batch.notes[key] = batch.device.asarray(np.cumsum(sizes) - sizes)
     extras.mask, extras.mask_starts = batch.device.asarray(found), starts

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from pagedattn.errors import ArgumentError
+from pagedattn.params import STRUCT_BYTES
 
 if TYPE_CHECKING:
     from pagedattn.spec import KernelSpec
@@ -40,7 +44,7 @@ def usage(log: str) -> Usage:
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """A compiled spec; no GPU is needed to make one.
+    """A compiled spec; no GPU is needed to make one, and one to call it.
 
     Attributes
     ----------
@@ -62,6 +66,8 @@ class Kernel:
         Of a CTA: declared in the source, and in all with what the launch asks for.
     """
 
+    launcher: ClassVar[Callable[[Kernel, bytes, int, Any], None]]  # the devices know how, and this module knows none: they put it here
+
     spec: KernelSpec
     source: str
     cubin: bytes
@@ -80,6 +86,32 @@ class Kernel:
         object.__setattr__(self, "spill_bytes", found.spill_bytes)
         object.__setattr__(self, "stack_bytes", found.stack_bytes)
         object.__setattr__(self, "static_shared_bytes", found.shared_bytes)
+
+    def __call__(self, params: Any, grid: int, stream: Any = None) -> None:
+        """Launch it on the current GPU: the level below every operation. Nothing is checked but the struct's size.
+
+        Parameters
+        ----------
+        params : record of dtype `pagedattn.AttentionParams`, or its bytes
+            Addresses, strides, sizes and options, by name; what the kernel does not read stays 0.
+        grid : int
+            CTAs; `pagedattn.explain` says how many a call takes.
+        stream : optional
+            None: the current one.
+
+        Raises
+        ------
+        ArgumentError
+            A struct of another size, or a grid below 1.
+        DeviceFault
+            The driver refuses the launch.
+        """
+        packed = bytes(params) if isinstance(params, (bytes, bytearray, memoryview)) else params.tobytes()
+        if len(packed) != STRUCT_BYTES:
+            raise ArgumentError(f"`params` must be one AttentionParams, {STRUCT_BYTES} bytes; got {len(packed)}.")
+        if isinstance(grid, bool) or not hasattr(grid, "__index__") or not 1 <= grid < 2**31:
+            raise ArgumentError(f"`grid` must be a positive integer below 2**31; got {grid!r}.")
+        Kernel.launcher(self, packed, int(grid), stream)
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from pagedattn.arrays import adopt, give_back
 from pagedattn.errors import ArgumentError
 from pagedattn.extras import resolve
 from pagedattn.problem import Extras, Problem
+from pagedattn.workspace import require
 
 if TYPE_CHECKING:
     from pagedattn.batch import Batch
@@ -89,7 +90,10 @@ def _append(k: Any, v: Any, cache: KVCache, batch: Batch, layer: int, extras: Ex
         shape = (batch.num_tokens, layout.num_kv_heads, layout.head_dim)
         checks.rows(k, cache, "k", shape)
         checks.rows(v, cache, "v", shape)
-        device.run(Problem("append", layout, batch.pool_of(cache), layer, batch, k=k, v=v, extras=extras, stream=stream, key=key))
+        problem = Problem("append", layout, batch.pool_of(cache), layer, batch, k=k, v=v, extras=extras, stream=stream, key=key)
+        plan = device.prepare(problem)
+    if plan is None:
+        device.run(problem)
     else:
         device.follow(plan, (None, k, v, None, None, None), batch.pool_of(cache), layer, stream)
 
@@ -115,8 +119,10 @@ def paged_attention(
     v_bias: Any = None,
     logn_max_position: int | None = None,
     out: Any = None,
+    lse: Any = None,
     return_lse: bool = False,
     num_splits: int | str | None = None,
+    workspace: Any = None,
     cp: Any = None,
     stream: Any = None,
 ) -> Any:
@@ -162,12 +168,17 @@ def paged_attention(
         Where the result goes; it is returned.
     return_lse : bool
         Also return the log-sum-exp, float32 (num_tokens, num_heads), natural logarithm.
+    lse : array float32 (num_tokens, num_heads), contiguous, optional
+        Where it goes; it is returned where `return_lse`.
     num_splits : int or "fixed:N", optional
         How decode cuts a sequence's keys for parallel work. None: one list of tiles, balanced over the GPU. An int: that many cuts.
         "fixed:N": at every N keys (a multiple of 16; of 32 for int8 and int4), whatever else is in the batch. Longer queries are read
         by several CTAs only where num_splits is None and there are too few of them to fill the GPU.
+    workspace : uint8 array (at least `workspace_bytes(...)`), optional
+        Memory for what CTAs share, zeroed once before its first call. Calls that use it must follow each other, as on one stream; they may
+        be of any shapes. None: the device keeps one for each stream. With `out`, and `lse` if it is wanted, the call allocates nothing.
     stream : optional
-        The CUDA stream; None: the current one.
+        The CUDA stream; None: the current one. The arrays must be ready there.
 
     Returns
     -------
@@ -245,39 +256,48 @@ def paged_attention(
             checks.output(target, cache, rows.shape)
     if sinks is not None:
         sinks = checks.sinks(sinks, cache, rows.shape[1])
+    if lse is not None:
+        room = checks.lse(lse, cache, rows.shape[:2])
     if (k is None) != (v is None):
         raise ArgumentError(f"`k` and `v` must come together; got only `{'v' if k is None else 'k'}`.")
     if target is None:
         target = _made(rows.shape, rows.dtype, 0, cache, batch, stream)
-    lse = _made(rows.shape[:2], np.float32, -np.inf, cache, batch, stream) if return_lse else None
+    if lse is None:
+        room = _made(rows.shape[:2], np.float32, -np.inf, cache, batch, stream) if return_lse else None
+    if workspace is not None:
+        workspace = checks.workspace(workspace, cache)
+    if plan is None:
+        problem = Problem(
+            "attention",
+            layout,
+            batch.pool_of(cache),
+            layer,
+            batch,
+            q=rows,
+            out=target,
+            lse=room,
+            sinks=sinks,
+            softmax_scale=scale,
+            causal=causal,
+            window_size=window,
+            softcap=cap,
+            num_splits=splits,
+            extras=extras,
+            workspace=workspace,
+            stream=stream,
+            key=key,
+        )
+        plan = device.prepare(problem)
+    if workspace is not None and plan is not None:
+        require(workspace.nbytes, plan)
     if k is not None:
         _append(k, v, cache, batch, layer, extras, stream)
     if plan is not None:
-        device.follow(plan, (rows, None, None, target, lse, sinks), batch.pool_of(cache), layer, stream)
+        device.follow(plan, (rows, None, None, target, room, sinks), batch.pool_of(cache), layer, stream, workspace)
     else:
-        device.run(
-            Problem(
-                "attention",
-                layout,
-                batch.pool_of(cache),
-                layer,
-                batch,
-                q=rows,
-                out=target,
-                lse=lse,
-                sinks=sinks,
-                softmax_scale=scale,
-                causal=causal,
-                window_size=window,
-                softcap=cap,
-                num_splits=splits,
-                extras=extras,
-                stream=stream,
-                key=key,
-            )
-        )
+        device.run(problem)
     result = give_back(target, q) if out is None else out
-    return (result, give_back(lse, q)) if return_lse else result
+    return (result, give_back(room, q) if lse is None else lse) if return_lse else result
 
 
 def _made(shape: tuple[int, ...], dtype: Any, skipped: float, cache: KVCache, batch: Batch, stream: Any) -> Any:

@@ -144,6 +144,9 @@ def _dtype(fields: tuple[Field, ...], size: int) -> np.dtype[Any]:
     return np.dtype({"names": [f.name for f in fields], "formats": formats, "offsets": offsets, "itemsize": size})
 
 
+AttentionParams = dtype()
+
+
 def c_struct() -> str:
     """The structs as CUDA source, with their sizes asserted."""
     parts = []

@@ -118,6 +118,8 @@ class Problem:
         0: chosen; n > 0: n cuts of every sequence; n < 0: cuts of -n keys ("fixed:N").
     extras : Extras, optional
         None: nothing besides.
+    workspace : uint8 array, optional
+        Counters and room for pieces; None: the device's own.
     stream : object, optional
         A CUDA stream; None: the current one.
     key : hashable, optional
@@ -141,6 +143,7 @@ class Problem:
     softcap: float = 0.0
     num_splits: int = 0
     extras: Extras | None = None
+    workspace: Any = None
     stream: Any = None
     key: Hashable = None
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pagedattn.errors import ArgumentError
+from pagedattn.kernel import Kernel
 
 if TYPE_CHECKING:
     from pagedattn.devices.base import Device
@@ -46,3 +47,14 @@ def _get(name: str) -> Device:
 
         return InterpreterDevice(index) if index else _get("interpreter:sm_80")
     raise ArgumentError(f"`device` must be 'cuda', 'cuda:N', 'cpu', 'interpreter' or 'interpreter:sm_XX'; got {name!r}.")
+
+
+def _launch(kernel: Kernel, params: bytes, grid: int, stream: Any) -> None:
+    from pagedattn.devices.cuda import CudaDevice
+
+    device = _get(f"cuda:{CudaDevice.current()}")
+    assert isinstance(device, CudaDevice)
+    device.launch(kernel, params, grid, stream)
+
+
+Kernel.launcher = staticmethod(_launch)

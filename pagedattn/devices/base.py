@@ -69,10 +69,16 @@ class Device(ABC):
 
     @abstractmethod
     def run(self, problem: Problem) -> None:
-        """Execute the problem: fill its outputs, or write its rows into the pool. May leave a plan with the batch, under its key."""
+        """Execute the problem: fill its outputs, or write its rows into the pool."""
 
-    def follow(self, plan: Plan, arrays: Sequence[Any], pool: Any = None, layer: int = 0, stream: Any = None) -> None:
-        """Execute what `run` has left with a batch, on other arrays (`params.ARRAYS`, None where there is none)."""
+    def prepare(self, problem: Problem) -> Plan | None:
+        """What executing the problem, and all that share its key, takes: it is left with the batch. None: this device prepares nothing."""
+        return None
+
+    def follow(
+        self, plan: Plan, arrays: Sequence[Any], pool: Any = None, layer: int = 0, stream: Any = None, workspace: Any = None
+    ) -> None:
+        """Execute what was prepared, on these arrays (`params.ARRAYS`, None where there is none)."""
         raise NotImplementedError(f"{self.name} leaves no plans.")
 
     @abstractmethod

@@ -18,9 +18,12 @@ from pagedattn.devices.base import Device
 from pagedattn.errors import ArgumentError, DeviceFault, UnsupportedError
 from pagedattn.params import STRUCT_BYTES, fill
 from pagedattn.plan import Plan, Step
+from pagedattn.workspace import split
 
 if TYPE_CHECKING:
+    from pagedattn.kernel import Kernel
     from pagedattn.problem import Problem
+    from pagedattn.spec import KernelSpec
 
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CUfunction_attribute
 _PER_THREAD_STREAM = 2  # cudaStreamPerThread: one name, a stream for each thread
@@ -111,7 +114,7 @@ class CudaDevice(Device):
         self.arch = archs.of_device(_number(index))
         self.array_type = cupy.ndarray
         self.sm_count = int(self._runtime.deviceGetAttribute(16, index))  # cudaDevAttrMultiProcessorCount
-        self._loaded: dict[str, _Loaded] = {}
+        self._loaded: dict[KernelSpec, _Loaded] = {}
         self._workspaces: dict[tuple[int, int], _Workspace] = {}
         self._arguments = _Arguments(self._bind)
         self._guard = threading.Lock()
@@ -169,10 +172,13 @@ class CudaDevice(Device):
             self._runtime.memcpyAsync(base + target * block_bytes, base + source * block_bytes, block_bytes, 3, stream)  # device to device
 
     def run(self, problem: Problem) -> None:
+        self.follow(self.prepare(problem), problem.arrays, problem.pool, problem.layer, problem.stream, problem.workspace)
+
+    def prepare(self, problem: Problem) -> Plan:
         plan = self._plan(dispatch.select(problem, self), problem.layout.layer_bytes)
         if problem.key is not None and not env.check_enabled():  # a check of block indices is for every call
             problem.batch.plans.keep(problem.key, plan)
-        self.follow(plan, problem.arrays, problem.pool, problem.layer, problem.stream)
+        return plan
 
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
         addresses = self.asarray(np.array([[x.data.ptr for x in outs], [x.data.ptr for x in lses]], np.uint64))
@@ -186,8 +192,10 @@ class CudaDevice(Device):
         }
         self.follow(self._plan([dispatch.merge(out.dtype.name, head_dim, self, values)]), (None, None, None, out, lse, None))
 
-    def follow(self, plan: Plan, arrays: Sequence[Any], pool: Any = None, layer: int = 0, stream: Any = None) -> None:
-        """Launch a plan on these arrays, `params.ARRAYS`. All that a call still costs once its kind is known."""
+    def follow(
+        self, plan: Plan, arrays: Sequence[Any], pool: Any = None, layer: int = 0, stream: Any = None, workspace: Any = None
+    ) -> None:
+        """Launch a plan. All that a call still costs once its kind is known."""
         stream = self._current_stream(self.index).ptr if stream is None else stream_address(stream)
         addresses = [0 if x is None else x.data.ptr for x in arrays]
         addresses.append(0 if pool is None else pool.data.ptr + layer * plan.layer_bytes)
@@ -197,7 +205,10 @@ class CudaDevice(Device):
             self._runtime.setDevice(self.index)
         try:
             for spec, function, grid, threads, shared_bytes, params, partial_bytes, counts in plan.steps:
-                partials, counters = self._workspace(stream, partial_bytes, counts) if partial_bytes else (0, 0)
+                if workspace is not None:
+                    partials, counters = split(workspace.data.ptr)
+                else:
+                    partials, counters = self._workspace(stream, partial_bytes, counts) if partial_bytes else (0, 0)
                 arguments.struct[: len(params)] = params
                 fill(arguments.struct, 0, *addresses, partials, counters)
                 try:
@@ -208,12 +219,26 @@ class CudaDevice(Device):
             if previous != self.index:
                 self._runtime.setDevice(previous)
 
+    def launch(self, kernel: Kernel, params: bytes, grid: int, stream: Any = None) -> None:
+        """Launch a kernel on a struct that is complete."""
+        loaded = self._loaded.get(kernel.spec) or self._load(kernel)
+        address = self._current_stream(self.index).ptr if stream is None else stream_address(stream)
+        arguments, previous = self._arguments, self._runtime.getDevice()
+        self._runtime.setDevice(self.index)
+        try:
+            arguments.struct[: len(params)] = params
+            self._launch(loaded.function, grid, 1, 1, loaded.threads, 1, 1, loaded.shared_bytes, address, arguments.address, 0)
+        except self._launch_error as error:
+            raise DeviceFault(f"{kernel.name} could not be launched on {self.name} with {grid} CTAs: {error}") from error
+        finally:
+            self._runtime.setDevice(previous)
+
     def _plan(self, launches: Sequence[dispatch.Launch], layer_bytes: int = 0) -> Plan:
         """Launches with their kernels built and loaded."""
         steps = []
         for spec, grid, params, partial_bytes, counts in launches:
             if grid:  # the driver refuses none
-                loaded = self._loaded.get(spec.name) or self._load(spec)
+                loaded = self._loaded.get(spec) or self._load(build(spec))
                 steps.append(Step(spec, loaded.function, grid, loaded.threads, loaded.shared_bytes, params, partial_bytes, counts))
         return Plan(tuple(steps), layer_bytes)
 
@@ -253,16 +278,19 @@ class CudaDevice(Device):
             self._workspaces[key] = made
         return made
 
-    def _load(self, spec: Any) -> _Loaded:
-        kernel = build(spec)
+    def _load(self, kernel: Kernel) -> _Loaded:
+        spec = kernel.spec
         with self._guard, self._cupy.cuda.Device(self.index):
             module = self._cupy.cuda.function.Module()
-            module.load(kernel.cubin)
+            try:
+                module.load(kernel.cubin)
+            except self._launch_error as error:
+                raise DeviceFault(f"{spec.name} could not be loaded on {self.name}, {self.arch}: {error}") from error
             function = module.get_function(spec.name).ptr
             if spec.shared_bytes:  # 48 KB, static shared memory included, are granted unasked
                 self._driver.funcSetAttribute(function, _MAX_DYNAMIC_SHARED_SIZE_BYTES, spec.shared_bytes)
             loaded = _Loaded(function, spec.threads, spec.shared_bytes, module)
-            self._loaded[spec.name] = loaded
+            self._loaded[spec] = loaded
         return loaded
 
 

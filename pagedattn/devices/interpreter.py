@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pagedattn import arch as archs
-from pagedattn import dispatch, resources
+from pagedattn import dispatch, resources, workspace
 from pagedattn.build import build
 from pagedattn.devices.base import Device
 from pagedattn.devices.cpu import host_memory
@@ -127,8 +127,11 @@ class InterpreterDevice(Device):
             arrays.update(problem.extras.arrays())
         addresses = [0 if x is None else self.address(x) for x in problem.arrays]
         addresses.append(self.address(problem.pool) + problem.layer * problem.layout.layer_bytes)
-        for launch in dispatch.select(problem, self):
-            self.launch(launch, addresses, arrays, writable)
+        launches = dispatch.select(problem, self)
+        if problem.workspace is not None:
+            workspace.require(problem.workspace.nbytes, launches)
+        for launch in launches:
+            self.launch(launch, addresses, arrays, writable, problem.workspace)
 
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
         addresses = np.array([[self.address(x) for x in outs], [self.address(x) for x in lses]], np.uint64)
@@ -146,16 +149,20 @@ class InterpreterDevice(Device):
         addressed = (0, 0, 0, self.address(out), self.address(lse), 0, 0)
         self.launch(dispatch.merge(out.dtype.name, head_dim, self, values), addressed, arrays, ("out", "lse"))
 
-    def launch(self, launch: dispatch.Launch, addresses: Sequence[int], arrays: dict[str, Any], writable: Sequence[str]) -> None:
-        """Run one launch on exactly these arrays and the workspace; `addresses` are its operands' up to the pool's."""
+    def launch(
+        self, launch: dispatch.Launch, addresses: Sequence[int], arrays: dict[str, Any], writable: Sequence[str], given: Array | None = None
+    ) -> None:
+        """Run one launch on exactly these arrays and a workspace; `addresses` are its operands' up to the pool's."""
         from pagedattn import ptx
 
         spec, grid, params, partial_bytes, counted = launch
         if not grid:
             return
-        partials, counters = self.workspace(partial_bytes, counted) if partial_bytes else (0, 0)
-        if partial_bytes and self._workspace is not None:
-            arrays = {**arrays, "partial_o": self._workspace[0], "partial_count": self._workspace[1]}
+        partials, counters = 0, 0
+        if partial_bytes:
+            pieces, cells = self._room(partial_bytes, counted, given)
+            partials, counters = self.address(pieces), self.address(cells)
+            arrays = {**arrays, "partial_o": pieces, "partial_count": cells}
             writable = (*writable, "partial_o", "partial_count")
         struct = bytearray(params.ljust(STRUCT_BYTES, b"\0"))
         fill(struct, 0, *addresses, partials, counters)
@@ -181,15 +188,20 @@ class InterpreterDevice(Device):
         """What runs for a spec."""
         return code(spec)
 
-    def workspace(self, partial_bytes: int, counts: int) -> tuple[int, int]:
-        """Addresses of room for pieces, NaN before each launch, and of counters, which each launch leaves zero."""
-        held = self._workspace
-        if held is None or held[0].nbytes < partial_bytes or held[1].size < counts:
-            if held is not None:
-                partial_bytes, counts = max(partial_bytes, held[0].nbytes), max(counts, held[1].size)
-            self._workspace = held = self.empty((partial_bytes,), np.uint8), self.zeros((counts,), np.uint32)
+    def _room(self, partial_bytes: int, counts: int, given: Array | None) -> tuple[Array, Array]:
+        """Room for pieces, NaN before each launch, and counters, which each launch leaves zero: the caller's, or the device's own."""
+        if given is not None:
+            places = workspace.split(0)
+            held = given[places[0] : places[0] + partial_bytes], given[places[1] :][: 4 * counts].view(np.uint32)
+        else:
+            own = self._workspace
+            if own is None or own[0].nbytes < partial_bytes or own[1].size < counts:
+                if own is not None:
+                    partial_bytes, counts = max(partial_bytes, own[0].nbytes), max(counts, own[1].size)
+                self._workspace = own = self.empty((partial_bytes,), np.uint8), self.zeros((counts,), np.uint32)
+            held = own
         held[0][:] = 0xFF
-        return self.address(held[0]), self.address(held[1])
+        return held
 
 
 def _aligned(shape: Sequence[int], dtype: Any) -> Array:

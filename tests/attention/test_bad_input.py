@@ -22,11 +22,12 @@ class Setup:
         self.cache = pa.KVCache(8, num_kv_heads=2, head_dim=64, block_len=16, num_layers=2, device=self.device)
         self.sequences = [self.cache.new_sequence(), self.cache.new_sequence()]
         self.batch = self.cache.extend(self.sequences, [20, 5])
-        self.cache.pool[...] = 7
         self.batch = self.table([[0, 1], [2, -1]])
         self.q = self.array((4, 8, 64))
         self.k, self.v = self.array((4, 2, 64)), self.array((4, 2, 64))
         self.out = self.array((4, 8, 64))
+        self.attend(k=self.k, v=self.v)  # a good call leaves a plan, which must not make a bad one good
+        self.cache.pool[...] = 7
         self.before = self.state()
 
     def table(self, table: Any, seqlens_q: Any = (3, 1), seqlens_k: Any = (20, 5)) -> pa.Batch:
@@ -131,6 +132,9 @@ BAD: dict[str, tuple[Call, str]] = {
     "mask-dtype": (attend(mask=shape(65)), r"`mask` must be bool of shape \(65,\).*got float16"),
     "logn-one": (attend(logn_max_position=value(1)), "`logn_max_position` must be an integer from 2"),
     "logn-float": (attend(logn_max_position=value(2048.0)), "`logn_max_position` must be an integer"),
+    "batch-none": (attend(batch=value(None)), "`batch` must be a Batch.*got NoneType"),
+    "batch-none-append": (append(batch=value(None)), "`batch` must be a Batch.*got NoneType"),
+    "batch-none-gather": (lambda s: pa.gather(s.cache, None), "`batch` must be a Batch.*got NoneType"),  # type: ignore[arg-type]
     "table-narrow": (attend(batch=lambda s: s.table([[0], [2]])), "`block_table` must have 2 columns.*got 1"),
     "table-narrow-append": (append(batch=lambda s: s.table([[0], [2]])), "`block_table` must have 2 columns.*got 1"),
     "table-narrow-gather": (lambda s: pa.gather(s.cache, s.table([[0], [2]])), "`block_table` must have 2 columns"),

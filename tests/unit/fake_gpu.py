@@ -65,10 +65,10 @@ class FakeGpu(cuda.CudaDevice):
         values = {name: struct[name].item() for name in params.NAMES}
         self.launches.append(Noted(self.names[function], gx, values, stream, self.device))
 
-    def _load(self, spec: Any) -> Any:
-        function = 1000 + len(self.names)
+    def _load(self, kernel: Any) -> Any:
+        spec, function = kernel.spec, 1000 + len(self.names)
         self.names[function] = spec.name
-        loaded = self._loaded[spec.name] = cuda._Loaded(function, spec.threads, spec.shared_bytes, None)
+        loaded = self._loaded[spec] = cuda._Loaded(function, spec.threads, spec.shared_bytes, None)
         return loaded
 
     def _grow(self, key: tuple[int, int], partial_bytes: int, counts: int) -> Any:

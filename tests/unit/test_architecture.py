@@ -27,7 +27,7 @@ ROWS = (
     ("errors", "dtypes", "arch", "env", "resources"),
     ("layout", "params", "tuning", "prepare", "problem", "quant", "rope", "spec"),
     ("render", "nvrtc", "kernel", "store"),
-    ("build", "dispatch", "plan"),
+    ("build", "dispatch", "plan", "workspace"),
     ("devices",),
     ("allocator", "sequences", "arrays", "batch", "blocks", "convert", "cache", "checks", "extras"),
     ("ops",),

@@ -142,3 +142,67 @@ def test_a_table_on_the_gpu_is_used_as_it_is() -> None:
         b.check_cache(layout(), 4)
     wide = Batch(device.asarray(np.array([[3, 1]])), [1], [20])
     assert wide.block_table.dtype == np.int32
+
+
+def room() -> Batch:
+    return batch(np.zeros((2, 4), np.int32), [1, 3], [64, 64])
+
+
+def test_assign() -> None:
+    b, other = room(), batch([[3, 1, -1], [2, -1, -1]], [1, 3], [17, 4])
+    arrays = b.block_table, b.cu_seqlens_q, b.cu_seqlens_k
+    b.assign(other)
+    assert all(x is y for x, y in zip((b.block_table, b.cu_seqlens_q, b.cu_seqlens_k), arrays, strict=True))
+    assert b.block_table.tolist() == [[3, 1, -1, 0], [2, -1, -1, 0]]
+    assert (b.cu_seqlens_q.tolist(), b.cu_seqlens_k.tolist(), b.seqlens_k.tolist()) == ([0, 1, 4], [0, 17, 21], [17, 4])
+    assert (b.total_k, b.max_seqlen_k, b.max_blocks) == (21, 64, 4)
+    with pytest.raises(ValueError, match="read-only"):
+        b.block_table[0, 0] = 1
+
+
+def test_what_is_assigned_is_checked_against_the_cache_again() -> None:
+    b = room()
+    b.check_cache(layout(), 1)
+    b.assign(batch([[3], [2]], [1, 3], [10, 4]))
+    with pytest.raises(pa.ArgumentError, match=r"block_table\[0, 0\] is 3"):
+        b.check_cache(layout(), 1)
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        pytest.param(([[0]], [1], [1]), r"numbers of new tokens, \[1, 3\]; got \[1\]", id="fewer"),
+        pytest.param(([[0], [0]], [1, 2], [1, 2]), r"numbers of new tokens, \[1, 3\]; got \[1, 2\]", id="other queries"),
+        pytest.param(([[0] * 5, [0] * 5], [1, 3], [9, 9]), "`other.max_blocks` must be at most 4.*got 5", id="wider"),
+        pytest.param(([[0], [0]], [1, 3], [65, 9]), "`other.max_seqlen_k` must be at most 64.*got 65", id="longer"),
+    ],
+)
+def test_assign_refuses(other: Any, text: str) -> None:
+    b = room()
+    before = b.block_table.tolist(), b.cu_seqlens_k.tolist(), b.total_k
+    with pytest.raises(pa.ArgumentError, match=text):
+        b.assign(batch(*other))
+    assert (b.block_table.tolist(), b.cu_seqlens_k.tolist(), b.total_k) == before
+
+
+def test_assign_refuses_another_device_and_what_is_no_batch() -> None:
+    with pytest.raises(pa.ArgumentError, match="`other` must be on cpu; got one on interpreter:sm_80"):
+        room().assign(Batch(np.zeros((2, 4), np.int32), [1, 3], [9, 9], device="interpreter"))
+    with pytest.raises(pa.ArgumentError, match="`other` must be a Batch; got int"):
+        room().assign(5)  # type: ignore[arg-type]
+
+
+def test_attention_over_what_was_assigned() -> None:
+    cache = pa.KVCache(8, num_kv_heads=1, head_dim=64, block_len=16, device="cpu")
+    sequences, rng = [cache.new_sequence(), cache.new_sequence()], np.random.default_rng(0)
+    prompt = cache.extend(sequences, [20, 3])
+    k, v = rng.standard_normal((2, 23, 1, 64)).astype(np.float16)
+    pa.append(k, v, cache, prompt)
+    fixed = batch(np.zeros((2, 3), np.int32), [1, 1], [48, 48])
+    q = rng.standard_normal((2, 2, 64)).astype(np.float16)
+    for _ in range(3):
+        step = cache.extend(sequences, [1, 1])
+        k, v = rng.standard_normal((2, 2, 1, 64)).astype(np.float16)
+        fixed.assign(step)
+        out = pa.paged_attention(q, cache, fixed, k=k, v=v)
+        np.testing.assert_array_equal(out, pa.paged_attention(q, cache, step))

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import pagedattn as pa
-from pagedattn import dispatch, plan
+from pagedattn import dispatch, plan, workspace
 from pagedattn.errors import DeviceFault
+from pagedattn.kernel import Kernel
 
 pytest.importorskip("cupy", reason="CuPy's arrays stand for a GPU's")
 
@@ -266,3 +267,48 @@ def test_plans_are_bounded() -> None:
         pa.paged_attention(q, cache, batch, out=out, softmax_scale=float(i))
         assert len(batch.plans) <= plan.MOST
         assert gpu.launches[-1].params["qk_scale"] == pytest.approx(i / np.log(2))
+
+
+def test_memory_that_the_caller_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is allocated; a workspace that is too small is refused before anything is written, planned or not."""
+    gpu = FakeGpu()
+    cache, batch, q, out, k = cache_on(gpu), batch_on(gpu), rows(gpu, 3), rows(gpu, 3), rows(gpu, 3, KV_HEADS)
+    size = pa.workspace_bytes(
+        batch_size=3, num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=DIM, max_seqlen_k=40, arch="sm_90", sm_count=gpu.sm_count
+    )
+    room, lse = gpu.zeros((size,), np.uint8), gpu.zeros((3, HEADS), np.float32)
+    monkeypatch.setattr(gpu, "empty", None)
+    monkeypatch.setattr(gpu, "_grow", None)
+    for _ in range(2):
+        with pytest.raises(pa.ArgumentError, match=f"`workspace` must have at least {size} bytes for this call.*got {size - 1}"):
+            pa.paged_attention(q, cache, batch, k=k, v=k, out=out, workspace=room[:-1])
+        assert gpu.launches == []
+    for _ in range(2):
+        answer = pa.paged_attention(q, cache, batch, k=k, v=k, out=out, lse=lse, return_lse=True, workspace=room)
+        assert (answer[0] is out, answer[1] is lse) == (True, True)
+        launched = gpu.launches[-1].params
+        assert (launched["partial_count"], launched["partial_o"]) == (room.data.ptr, room.data.ptr + workspace.COUNTER_BYTES)
+        assert launched["lse"] == lse.data.ptr
+
+
+def test_the_devices_own_workspace() -> None:
+    gpu = FakeGpu()
+    cache, batch, q, out = cache_on(gpu), batch_on(gpu), rows(gpu, 3), rows(gpu, 3)
+    pa.paged_attention(q, cache, batch, out=out, stream=32)
+    held, launched = gpu._workspaces[32, 0], gpu.launches[-1].params
+    assert (launched["partial_o"], launched["partial_count"]) == (held.partial_address, held.count_address)
+
+
+def test_a_kernel_is_launched_by_its_struct() -> None:
+    gpu = FakeGpu()
+    kernel = Kernel(pa.KernelSpec("append", head_dim=DIM, arch="sm_90"), "", b"", "", "", 0.0, "memory")
+    struct = np.zeros((), pa.AttentionParams)
+    struct["k"], struct["num_tokens"], struct["qk_scale"] = 512, 7, 0.5
+    gpu.launch(kernel, struct.tobytes(), 9, 48)
+    name, grid, values, stream, _ = gpu.launches[0]
+    assert (name, grid, stream) == (kernel.name, 9, 48)
+    assert not any(values.pop("extras"))
+    assert {k: v for k, v in values.items() if v} == {"k": 512, "num_tokens": 7, "qk_scale": 0.5}
+    for params, size, text in [(b"123", 1, "`params` must be one AttentionParams, .*got 3"), (struct, 0, "`grid` must be a positive")]:
+        with pytest.raises(pa.ArgumentError, match=text):
+            kernel(params, size)

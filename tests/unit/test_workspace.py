@@ -1,0 +1,136 @@
+"""workspace_bytes is a bound for every batch up to its sizes, and a call takes the workspace that it is given, or refuses it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pagedattn as pa
+from pagedattn import arch as archs
+from pagedattn import dispatch, workspace
+from pagedattn.problem import Problem
+from tests.attention import test_attention
+from tests.attention.cases import Case
+from tests.attention.world import cache_of, make
+
+SIZES: dict[str, Any] = {"batch_size": 8, "num_heads": 32, "num_kv_heads": 8, "head_dim": 128, "max_seqlen_k": 20000, "max_seqlen_q": 3000}
+
+
+class Gpu:
+    """What dispatch asks of a device."""
+
+    def __init__(self, sm_count: int, arch: str = "sm_90") -> None:
+        self.arch, self.sm_count = archs.parse(arch), sm_count
+
+    def address(self, x: Any) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int4"])
+@pytest.mark.parametrize("num_splits", [None, 1, 7])
+@pytest.mark.parametrize("sm_count", [4, 132])
+def test_it_is_a_bound_that_is_reached(sm_count: int, num_splits: int | None, kv_dtype: str | None) -> None:
+    rng, worst = np.random.default_rng(0), 0
+    bound = pa.workspace_bytes(**SIZES, num_splits=num_splits, kv_dtype=kv_dtype, arch="sm_90", sm_count=sm_count)
+    layout = pa.BlockLayout(8, 128, kv_dtype=kv_dtype)
+    for _ in range(300):
+        size = int(rng.integers(1, 9))
+        longest = int(rng.choice([1, 2, 16, 100, 3000]))
+        seqlens_q = rng.integers(1, longest + 1, size)
+        seqlens_k = np.minimum(seqlens_q + rng.integers(0, 20000, size), 20000)
+        if not rng.integers(5):
+            seqlens_k[0] = 20000
+        batch = pa.Batch(np.zeros((size, 313), np.int32), seqlens_q, seqlens_k, device="cpu")
+        q = np.broadcast_to(np.float16(0), (batch.num_tokens, 32, 128))
+        problem = Problem("attention", layout, None, 0, batch, q=q, out=q, num_splits=num_splits or 0)
+        launches = dispatch.select(problem, Gpu(sm_count))  # type: ignore[arg-type]
+        room, counters = workspace.needed(launches)
+        assert counters <= workspace.MOST_COUNTERS
+        worst = max(worst, workspace.COUNTER_BYTES + room)
+        workspace.require(bound, launches)
+    assert bound * 0.8 <= worst <= bound
+    with pytest.raises(pa.ArgumentError, match=f"`workspace` must have at least .* bytes for this call.*got {workspace.COUNTER_BYTES}"):
+        workspace.require(workspace.COUNTER_BYTES, dispatch.select(problem_with_one_token(layout, num_splits or 0), Gpu(sm_count)))  # type: ignore[arg-type]
+
+
+def problem_with_one_token(layout: pa.BlockLayout, num_splits: int) -> Problem:
+    batch = pa.Batch(np.zeros((1, 313), np.int32), [1], [20000], device="cpu")
+    q = np.broadcast_to(np.float16(0), (1, 32, 128))
+    return Problem("attention", layout, None, 0, batch, q=q, out=q, num_splits=num_splits)
+
+
+def test_too_many_segments() -> None:
+    layout, size = pa.BlockLayout(8, 128), 10000
+    batch = pa.Batch(np.zeros((size, 1), np.int32), [1] * size, [1] * size, device="cpu")
+    q = np.broadcast_to(np.float16(0), (size, 32, 128))
+    launches = dispatch.select(Problem("attention", layout, None, 0, batch, q=q, out=q), Gpu(132))  # type: ignore[arg-type]
+    with pytest.raises(pa.ArgumentError, match=r"at most 65536 segments .* has 80000"):
+        workspace.require(1 << 40, launches)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be a positive integer; got 0"),
+        ({"num_heads": 30}, "`num_heads` must be a multiple of num_kv_heads, 8; got 30"),
+        ({"num_splits": True}, "`num_splits`"),
+        ({"sm_count": 1.5}, "`sm_count`"),
+        ({"arch": "sm_0"}, "sm_0"),
+        ({"head_dim": 100}, "`head_dim`"),
+        ({"num_kv_heads": 0}, "`num_kv_heads`"),
+    ],
+)
+def test_sizes_are_checked(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(pa.PagedAttnError, match=text):
+        pa.workspace_bytes(**{**SIZES, **changes})
+
+
+@pytest.mark.parametrize("device", ["cpu", "interpreter"])
+@pytest.mark.parametrize("num_splits", [None, 3])
+def test_a_call_uses_what_it_is_given(device: str, num_splits: int | None) -> None:
+    """A workspace of NaN behind zeroed counters, of exactly the size; the counters are zero again after it."""
+    keywords = {} if num_splits is None else {"num_splits": num_splits}
+    case = Case("workspace", "", ((1, 200), (1, 1), (1, 40)), head_dim=64, num_heads=4, num_kv_heads=1, block_len=16, keywords=keywords)
+    world = make(case)
+    cache = cache_of(world, device)
+    batch = pa.Batch(world.table, world.seqlens_q, world.seqlens_k, device=device)
+    sizes = {"batch_size": 3, "num_heads": 4, "num_kv_heads": 1, "head_dim": 64, "max_seqlen_k": 200}
+    size = pa.workspace_bytes(**sizes, num_splits=num_splits, arch="sm_80", sm_count=getattr(cache.device, "sm_count", 1))
+    room = cache.device.zeros((size,), np.uint8)
+    room[workspace.COUNTER_BYTES :] = 0xFF
+    q, lse = cache.device.asarray(world.q), cache.device.asarray(np.full((3, 4), np.nan, np.float32))
+    for _ in range(2):
+        out, back = pa.paged_attention(q, cache, batch, workspace=room, lse=lse, return_lse=True, **keywords)
+        assert back is lse
+        test_attention.compare(world, cache.device.to_host(out), cache.device.to_host(lse))
+        assert not room[: workspace.COUNTER_BYTES].any()
+    if device == "interpreter":
+        with pytest.raises(pa.ArgumentError, match=f"`workspace` must have at least {size} bytes"):
+            pa.paged_attention(q, cache, batch, workspace=room[:-16], **keywords)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "workspace-list": ({"workspace": [0]}, "`workspace` must be an array"),
+    "workspace-dtype": ({"workspace": np.zeros(4, np.float32)}, "`workspace` must be uint8 of one dimension"),
+    "workspace-rank": ({"workspace": np.zeros((4, 4), np.uint8)}, "`workspace` must be uint8 of one dimension"),
+    "workspace-strided": ({"workspace": np.zeros(8, np.uint8)[::2]}, "`workspace` must be uint8 of one dimension, contiguous"),
+    "lse-shape": ({"lse": np.zeros((2, 4), np.float32)}, r"`lse` must be float32 \(1, 4\)"),
+    "lse-dtype": ({"lse": np.zeros((1, 4))}, "`lse` must be float32"),
+    "lse-strided": ({"lse": np.zeros((1, 8), np.float32)[:, ::2]}, "`lse` must be float32 .*contiguous"),
+    "lse-read-only": ({"lse": np.broadcast_to(np.float32(0), (1, 4)).copy()}, "`lse` must be writable"),
+}
+WRONG["lse-read-only"][0]["lse"].flags.writeable = False
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_ones_are_refused(name: str) -> None:
+    changes, text = WRONG[name]
+    cache = pa.KVCache(4, num_kv_heads=1, head_dim=64, block_len=16, device="cpu")
+    batch = cache.extend([cache.new_sequence()], [1])
+    cache.pool[...] = 7
+    q, k = np.ones((1, 4, 64), np.float16), np.ones((1, 1, 64), np.float16)
+    with pytest.raises(pa.ArgumentError, match=text):
+        pa.paged_attention(q, cache, batch, k=k, v=k, **changes)
+    assert (cache.pool == 7).all()
