@@ -25,6 +25,7 @@ from pagedattn.params import AttentionParams
 from pagedattn.precompile import precompile
 from pagedattn.rope import Rope
 from pagedattn.spec import KernelSpec
+from pagedattn.varlen import varlen_attention
 from pagedattn.workspace import workspace_bytes
 
 __version__ = "0.1.0"
@@ -52,5 +53,6 @@ __all__ = [
     "paged_attention",
     "precompile",
     "supports",
+    "varlen_attention",
     "workspace_bytes",
 ]

@@ -62,9 +62,9 @@ def _spec(op: str, layout: BlockLayout, device: Target, heads: int | None = None
 def select(problem: Problem, device: Target) -> list[Launch]:
     """The launches of a problem, in order. Arrays of the problem count by shape and strides, not by address, and its layer not at all."""
     batch = problem.batch
-    if problem.op == "attention":
+    if problem.op in ("attention", "varlen"):
         values = {**_cache_values(problem, device), **_query_values(problem)}
-        if problem.extras is not None and problem.extras.mask is not None:  # only prefill reads masks
+        if problem.op == "varlen" or (problem.extras is not None and problem.extras.mask is not None):  # not for decode
             values.update(cu_seqlens_q=device.address(batch.cu_seqlens_q), single_queries=1)
             return [_prefill(problem, device, values)] if batch.num_tokens else []
         launches = []
@@ -77,8 +77,7 @@ def select(problem: Problem, device: Target) -> list[Launch]:
     if not rows:
         return []
     spec = _spec(problem.op, problem.layout, device)
-    strides = {"k_stride": _token_stride(problem.k), "v_stride": _token_stride(problem.v)}
-    return [Launch(spec, rows, params.pack(**_cache_values(problem, device), num_tokens=rows, **strides))]
+    return [Launch(spec, rows, params.pack(**_cache_values(problem, device), num_tokens=rows, **_kv_strides(problem)))]
 
 
 def merge(dtype: str, head_dim: int, device: Target, values: dict[str, Any]) -> Launch:
@@ -129,6 +128,7 @@ def _query_values(problem: Problem) -> dict[str, Any]:
     """The AttentionParams of an attention: its arrays' strides, and its options."""
     heads, scale = problem.q.shape[1], problem.softmax_scale
     values = {
+        **({} if problem.k is None else _kv_strides(problem)),
         "q_stride": _token_stride(problem.q),
         "out_stride": _token_stride(problem.out),
         "num_tokens": problem.batch.num_tokens,
@@ -143,6 +143,10 @@ def _query_values(problem: Problem) -> dict[str, Any]:
     if problem.softcap:
         values["softcap_in"], values["softcap_out"] = scale / problem.softcap, problem.softcap / scale
     return values
+
+
+def _kv_strides(problem: Problem) -> dict[str, int]:
+    return {"k_stride": _token_stride(problem.k), "v_stride": _token_stride(problem.v)}
 
 
 def _token_stride(x: Any) -> int:
@@ -172,12 +176,14 @@ def plan_decode(device: Target, layout: BlockLayout, group_size: int, batch: Bat
     return spec, -(-items // (spec.warps or 1)), packs, places
 
 
-def plan_prefill(device: Target, layout: BlockLayout, num_heads: int, batch: Batch, num_splits: int) -> tuple[KernelSpec, int, int, int]:
+def plan_prefill(
+    device: Target, layout: BlockLayout, num_heads: int, batch: Batch, num_splits: int, op: str = "prefill"
+) -> tuple[KernelSpec, int, int, int]:
     """Prefill's spec, query tiles, heads packed in a tile, and in how many parts each tile's keys are read.
 
     Where the tiles would leave multiprocessors idle, several CTAs share the keys of each, unless `num_splits` is the caller's.
     """
-    spec = _spec("prefill", layout, device)
+    spec = _spec(op, layout, device)
     assert spec.cta_q is not None
     assert spec.cta_s is not None
     pack = head_pack(spec, num_heads // layout.num_kv_heads, batch.max_seqlen_q)
@@ -197,7 +203,8 @@ def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
 
 
 def _prefill(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
-    spec, tiles, pack, parts = plan_prefill(device, problem.layout, values["num_heads"], problem.batch, problem.num_splits)
+    op = "varlen" if problem.op == "varlen" else "prefill"
+    spec, tiles, pack, parts = plan_prefill(device, problem.layout, values["num_heads"], problem.batch, problem.num_splits, op)
     packed = params.pack(**values, head_packs=pack.bit_length() - 1, num_splits=parts)
     room = (tiles * parts * spec.piece_bytes, tiles) if parts > 1 else (0, 0)
     return Launch(spec, tiles * parts, packed, *room)

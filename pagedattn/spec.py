@@ -12,7 +12,8 @@ from pagedattn import dtypes, tuning
 from pagedattn.errors import ArgumentError, UnsupportedError
 from pagedattn.layout import HEAD_DIMS
 
-OPS = ("decode", "prefill", "append", "gather", "merge")
+OPS = ("decode", "prefill", "varlen", "append", "gather", "merge")
+TILED = ("prefill", "varlen")  # CTAs that own a tile of queries
 HEAD_PACKS = (8, 16)
 SPLITS = ("flat", "cut")
 KV_DTYPES = (None, "int8", "int4")
@@ -26,7 +27,7 @@ class KernelSpec:
     Parameters
     ----------
     op : str
-        "decode", "prefill", "append", "gather" or "merge".
+        "decode", "prefill", "varlen", "append", "gather" or "merge".
     dtype, kv_dtype : str
         Type of the activations and of what the cache stores; None means `dtype`.
     head_dim : int
@@ -96,7 +97,7 @@ class KernelSpec:
                 raise ArgumentError(f"`{name}` must be a positive integer or None; got {value!r}.")
         if self.op == "decode":
             self._resolve_decode(target)
-        elif self.op == "prefill":
+        elif self.op in TILED:
             self._resolve_prefill(target)
         else:
             self._clear("cta_s", "cta_q", "stages", "heads", "splits")
@@ -130,6 +131,8 @@ class KernelSpec:
 
     def _resolve_prefill(self, target: archs.Arch) -> None:
         self._clear("heads", "splits")
+        if self.op == "varlen" and self.quantised:
+            raise UnsupportedError(f"contiguous K and V must hold the activations' own type, {self.dtype}; got kv_dtype={self.kv_dtype!r}.")
         self._take(tuning.PREFILL[self.head_dim, self.quantised], target)
         assert self.warps is not None
         assert self.cta_q is not None
@@ -188,7 +191,7 @@ class KernelSpec:
     @property
     def piece_bytes(self) -> int:
         """A piece of split work in float32. Decode: O (heads, head_dim), m and l (heads). Prefill: every thread's O, m and l."""
-        if self.op == "prefill":
+        if self.op in TILED:
             # a row's l stands in four lanes, each with its own share
             return 4 * (self.cta_q or 0) * (self.head_dim + 4 * 2)
         return 4 * (self.heads or 0) * (self.head_dim + 2)
@@ -196,7 +199,7 @@ class KernelSpec:
     @property
     def query_bytes(self) -> int:
         """Shared memory of the queries: prefill's tile; decode's only where registers do not hold it (once per warp)."""
-        if self.op == "prefill":
+        if self.op in TILED:
             return (self.cta_q or 0) * self.head_dim * 2
         return (self.heads or 0) * self.head_dim * 2 if self.query_in_shared else 0
 
@@ -218,7 +221,7 @@ class KernelSpec:
             return (self.warps or 0) * (self.ring_bytes + self.query_bytes + pieces)
         if self.op == "append":  # a warp's rows on their way through bias and rotation
             return 512 * (self.warps or 0) if self.quantised else 0
-        return self.ring_bytes + self.query_bytes if self.op == "prefill" else 0
+        return self.ring_bytes + self.query_bytes if self.op in TILED else 0
 
     @cached_property
     def name(self) -> str:
@@ -227,14 +230,14 @@ class KernelSpec:
         parts = [self.op, short[self.dtype], f"kv{short[str(self.kv_dtype)]}", f"d{self.head_dim}"]
         if self.op == "decode":
             parts += [f"h{self.heads}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", str(self.splits)]
-        if self.op == "prefill":
+        if self.op in TILED:
             parts += [f"q{self.cta_q}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", f"c{self.min_ctas}"]
         return "_".join([*parts, self.arch.replace("_", "")])
 
     @property
     def template(self) -> str:
         """The template that renders it."""
-        return f"{self.op}.cu.j2"
+        return f"{'prefill' if self.op in TILED else self.op}.cu.j2"
 
     def context(self) -> dict[str, Any]:
         """What the template sees."""
@@ -260,7 +263,7 @@ def shipped(
     """The shipped set: every kernel that a call on these targets can ask for. In `kv_dtypes`, None stands for the activations' own type.
 
     >>> len(shipped(["sm_90"], ["float16"], [128]))
-    22
+    23
     """
     targets = [a.name for n, a in archs.ARCHS.items() if n >= archs.OLDEST] if archs_ is None else archs_
     types = tuple(dtypes.ACTIVATIONS if dtypes_ is None else dtypes_)
@@ -273,7 +276,7 @@ def shipped(
         for dtype in types
         for dim in dims
         for op in chosen
-        for kv_dtype in (stored if op != "merge" else (None,))
+        for kv_dtype in (stored if op not in ("varlen", "merge") else (None,))
         for spec in _variants(op, dtype, kv_dtype, dim, target)
     ]
 

@@ -50,6 +50,13 @@ struct BlockIterator {
     // Whether the parts follow each other in one block.
     DEVICE bool Joined() const { return kParts == 1 || CTA_S <= 1 << block_len_log2_; }
 
+    // From one row to the next, in a block.
+    template<int Index>
+    DEVICE int RowBytes() const
+    {
+        return Index <= kValueData ? BlockHead::Config::kRowBytes : BlockHead::Config::kParamBytes;
+    }
+
     // The address of row `row` of the tile; rows of a part that lies in one block follow each other.
     template<int Index>
     DEVICE const char* OffsetPtr(int row) const

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,11 +64,11 @@ class CpuDevice(Device):
         pool[np.asarray(targets, np.intp)] = pool[np.asarray(sources, np.intp)]
 
     def run(self, problem: Problem) -> None:
-        if problem.k is not None and problem.op != "gather":
+        if problem.op == "append":
             _append(problem)
-        if problem.op == "gather":
+        elif problem.op == "gather":
             _gather(problem)
-        elif problem.op == "attention":
+        else:
             # infinities and NaN behave as on a GPU: they spread, and nobody warns
             with np.errstate(all="ignore"):
                 _attention(problem)
@@ -126,6 +126,20 @@ class _Rows(NamedTuple):
         return wide.reshape(len(wide), -1, wide.shape[-1])
 
 
+class _Contiguous(NamedTuple):
+    """K or V of one sequence, (tokens, num_kv_heads, head_dim), as blocks of `block_len` tokens that follow each other."""
+
+    rows: Array
+    block_len: int
+
+    def dense(self, blocks: Array) -> Array:
+        """The rows of blocks that follow each other, float32 (num_kv_heads, tokens, head_dim)."""
+        return self.rows[blocks[0] * self.block_len : (blocks[-1] + 1) * self.block_len].swapaxes(0, 1).astype(np.float32)
+
+
+_Source = _Rows | _Contiguous
+
+
 def _rows(problem: Problem) -> tuple[_Rows, _Rows]:
     """K and V of the problem's layer."""
     layout, pool = problem.layout, problem.pool
@@ -177,7 +191,7 @@ def _gather(problem: Problem) -> None:
 
 
 def _attention(problem: Problem) -> None:
-    k, v = _rows(problem)
+    sources = _sources(problem)
     batch, layout, extras = problem.batch, problem.layout, problem.extras
     if extras is not None:
         problem = replace(problem, q=prepare(problem.q, extras.q_bias, extras, batch, logn=True))
@@ -187,7 +201,7 @@ def _attention(problem: Problem) -> None:
     start = entry = 0
     lengths = zip(batch.seqlens_q.tolist(), batch.seqlens_k.tolist(), strict=True)
     finished = np.zeros(batch.batch_size, bool) if batch.finished is None else batch.finished
-    for table, skipped, (length_q, length_k) in zip(batch.block_table, finished, lengths, strict=True):
+    for (k, v, table), skipped, (length_q, length_k) in zip(sources, finished, lengths, strict=True):
         for first in range(0, 0 if skipped else length_q, step):
             last = min(first + step, length_q)
             mask = None if masks is None else masks[entry + first * length_k : entry + last * length_k].reshape(-1, length_k)
@@ -196,7 +210,22 @@ def _attention(problem: Problem) -> None:
         entry += length_q * length_k
 
 
-def _attend(problem: Problem, k: _Rows, v: _Rows, table: Array, tokens: slice, position: int, length: int, mask: Array | None) -> None:
+def _sources(problem: Problem) -> Iterator[tuple[_Source, _Source, Array]]:
+    """K, V and the blocks of each sequence."""
+    batch, block_len = problem.batch, problem.layout.block_len
+    if problem.op == "attention":
+        k, v = _rows(problem)
+        for table in batch.block_table:
+            yield k, v, table
+        return
+    start = 0
+    for length in batch.seqlens_k.tolist():
+        part = slice(start, start + length)
+        start += length
+        yield _Contiguous(problem.k[part], block_len), _Contiguous(problem.v[part], block_len), np.arange(-(-length // block_len))
+
+
+def _attend(problem: Problem, k: _Source, v: _Source, table: Array, tokens: slice, position: int, length: int, mask: Array | None) -> None:
     """Attention of the query rows `tokens`, of which the first stands at `position` of a sequence of `length` keys.
 
     `mask`: bool (queries, length), or None.

@@ -26,8 +26,8 @@ Array = NDArray[Any]
 
 MAX_STEPS = 20_000_000  # instructions that a launch's group of CTAs may issue
 SM_COUNT = 2  # few, so that decode's grid stays small
-_INPUTS = {"attention": ("q", "pool", "sinks"), "append": ("k", "v"), "gather": ("pool",)}
-_OUTPUTS = {"attention": ("out", "lse"), "append": ("pool",), "gather": ("k", "v")}
+_INPUTS = {"attention": ("q", "pool", "sinks"), "varlen": ("q", "k", "v", "sinks"), "append": ("k", "v"), "gather": ("pool",)}
+_OUTPUTS = {"attention": ("out", "lse"), "varlen": ("out", "lse"), "append": ("pool",), "gather": ("k", "v")}
 
 
 @lru_cache(maxsize=64)
@@ -110,7 +110,8 @@ class InterpreterDevice(Device):
 
     def run(self, problem: Problem) -> None:
         batch = problem.batch
-        batch.check_cache(problem.layout, problem.pool.shape[0])
+        if problem.pool is not None:
+            batch.check_cache(problem.layout, problem.pool.shape[0])
         self.launches = []
         arrays = {
             name: getattr(problem, name) for name in (*_INPUTS[problem.op], *_OUTPUTS[problem.op]) if getattr(problem, name) is not None
@@ -126,7 +127,7 @@ class InterpreterDevice(Device):
         if problem.extras is not None:
             arrays.update(problem.extras.arrays())
         addresses = [0 if x is None else self.address(x) for x in problem.arrays]
-        addresses.append(self.address(problem.pool) + problem.layer * problem.layout.layer_bytes)
+        addresses.append(0 if problem.pool is None else self.address(problem.pool) + problem.layer * problem.layout.layer_bytes)
         launches = dispatch.select(problem, self)
         if problem.workspace is not None:
             workspace.require(problem.workspace.nbytes, launches)

@@ -30,7 +30,7 @@ ROWS = (
     ("build", "dispatch", "plan", "workspace"),
     ("devices",),
     ("allocator", "sequences", "arrays", "batch", "blocks", "convert", "cache", "checks", "extras"),
-    ("ops",),
+    ("ops", "varlen"),
     ("explain", "precompile", "show", "testing"),
     ("pagedattn",),
     ("cli", "doctor", "demo", "__main__"),
