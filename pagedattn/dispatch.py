@@ -77,7 +77,10 @@ def select(problem: Problem, device: Target) -> list[Launch]:
     if not rows:
         return []
     spec = _spec(problem.op, problem.layout, device)
-    return [Launch(spec, rows, params.pack(**_cache_values(problem, device), num_tokens=rows, **_kv_strides(problem)))]
+    values = {**_cache_values(problem, device), **_kv_strides(problem)}
+    if problem.q is not None:  # queries pass through on their way to attention
+        values.update(q_stride=_token_stride(problem.q), out_stride=_token_stride(problem.out), num_heads=problem.q.shape[1])
+    return [Launch(spec, rows, params.pack(**values, num_tokens=rows))]
 
 
 def merge(dtype: str, head_dim: int, device: Target, values: dict[str, Any]) -> Launch:
@@ -128,7 +131,7 @@ def _query_values(problem: Problem) -> dict[str, Any]:
     """The AttentionParams of an attention: its arrays' strides, and its options."""
     heads, scale = problem.q.shape[1], problem.softmax_scale
     values = {
-        **({} if problem.k is None else _kv_strides(problem)),
+        **_kv_strides(problem),
         "q_stride": _token_stride(problem.q),
         "out_stride": _token_stride(problem.out),
         "num_tokens": problem.batch.num_tokens,
@@ -146,6 +149,8 @@ def _query_values(problem: Problem) -> dict[str, Any]:
 
 
 def _kv_strides(problem: Problem) -> dict[str, int]:
+    if problem.k is None:
+        return {}
     return {"k_stride": _token_stride(problem.k), "v_stride": _token_stride(problem.v)}
 
 

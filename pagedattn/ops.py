@@ -79,23 +79,41 @@ def append(
     _append(k, v, cache, batch, layer, extras, stream)
 
 
-def _append(k: Any, v: Any, cache: KVCache, batch: Batch, layer: int, extras: Extras | None, stream: Any) -> None:
+def _append(
+    k: Any, v: Any, cache: KVCache, batch: Batch, layer: int, extras: Extras | None, stream: Any, q: Any = None, seen: Any = None
+) -> None:
+    """The new rows, if there are any, into the cache; and queries, if there are any, to `seen`, as the scores will see them."""
     layout, device = cache.layout, cache.device
-    k, v = adopt(k, device, "k"), adopt(v, device, "v")
+    given: Any = None
+    if k is not None:
+        k, v = adopt(k, device, "k"), adopt(v, device, "v")
+        given = k.shape, k.strides, k.dtype, v.shape, v.strides, v.dtype
+    queries = None if q is None else (q.shape, q.strides)
     asked = None if extras is None else extras.packed("append", device.address) if device.arch else b""
-    key = ("append", layout, k.shape, k.strides, k.dtype, v.shape, v.strides, v.dtype, asked)
+    key = ("append", layout, given, queries, asked)
     plan = batch.plans.get(key)
-    if plan is None or device.address(k) % _ROW_ALIGNMENT or device.address(v) % _ROW_ALIGNMENT:
+    if plan is None or (k is not None and (device.address(k) % _ROW_ALIGNMENT or device.address(v) % _ROW_ALIGNMENT)):
         checks.batch_of(cache, batch)
-        shape = (batch.num_tokens, layout.num_kv_heads, layout.head_dim)
-        checks.rows(k, cache, "k", shape)
-        checks.rows(v, cache, "v", shape)
-        problem = Problem("append", layout, batch.pool_of(cache), layer, batch, k=k, v=v, extras=extras, stream=stream, key=key)
+        if k is not None:
+            shape = (batch.num_tokens, layout.num_kv_heads, layout.head_dim)
+            checks.rows(k, cache, "k", shape)
+            checks.rows(v, cache, "v", shape)
+        pool = batch.pool_of(cache)
+        problem = Problem("append", layout, pool, layer, batch, q=q, k=k, v=v, out=seen, extras=extras, stream=stream, key=key)
         plan = device.prepare(problem)
     if plan is None:
         device.run(problem)
     else:
-        device.follow(plan, (None, k, v, None, None, None), batch.pool_of(cache), layer, stream)
+        device.follow(plan, (q, k, v, seen, None, None), batch.pool_of(cache), layer, stream)
+
+
+def _place_of_queries(rows: Any, cache: KVCache, batch: Batch, stream: Any) -> Any:
+    """Memory for queries between append and attention, one for each stream. The batch keeps it: a captured graph uses it at every replay."""
+    key = "queries", rows.shape, rows.dtype, cache.device.address_of(stream)
+    found = batch.notes.get(key)
+    if found is None:
+        found = batch.notes[key] = cache.device.empty(rows.shape, rows.dtype, stream)
+    return found
 
 
 def paged_attention(
@@ -224,7 +242,7 @@ def paged_attention(
     else:
         target = adopt(out, device, "out")
         like = (target.shape, target.strides, target.dtype)
-    extras, asked = None, None
+    extras, asked, seen = None, None, rows
     if not (rope is q_bias is k_bias is v_bias is logn_max_position is alibi_slopes is mask is batch.finished is None):
         if k is None and not (k_bias is v_bias is None):
             raise ArgumentError(
@@ -246,6 +264,8 @@ def paged_attention(
                 softmax_scale=scale,
             )
         asked = extras.packed("attention", device.address) if device.arch else b""
+        if device.arch is not None and extras.prepares("attention"):
+            seen = _place_of_queries(rows, cache, batch, stream)
     key = (layout, rows.shape, rows.strides, rows.dtype, like, scale, causal, window, cap, splits, asked)
     plan = batch.plans.get(key)
     if plan is None or device.address(rows) % _ROW_ALIGNMENT or (target is not None and device.address(target) % _ROW_ALIGNMENT):
@@ -273,7 +293,7 @@ def paged_attention(
             batch.pool_of(cache),
             layer,
             batch,
-            q=rows,
+            q=seen,
             out=target,
             lse=room,
             sinks=sinks,
@@ -290,10 +310,12 @@ def paged_attention(
         plan = device.prepare(problem)
     if workspace is not None and plan is not None:
         require(workspace.nbytes, plan)
-    if k is not None:
+    if seen is not rows:
+        _append(k, v, cache, batch, layer, extras, stream, rows, seen)
+    elif k is not None:
         _append(k, v, cache, batch, layer, extras, stream)
     if plan is not None:
-        device.follow(plan, (rows, None, None, target, room, sinks), batch.pool_of(cache), layer, stream, workspace)
+        device.follow(plan, (seen, None, None, target, room, sinks), batch.pool_of(cache), layer, stream, workspace)
     else:
         device.run(problem)
     result = give_back(target, q) if out is None else out

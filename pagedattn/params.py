@@ -35,7 +35,7 @@ EXTRA_FIELDS = (
     Field("rope_interleaved", "int", "1: pairs are (2i, 2i + 1); 0: (i, i + rope_dim / 2)"),
     Field("rope_stride", "int", "entries from one sequence's table to the next; 0: all share one"),
     Field("rope_axis_stride", "int", "entries from one axis of rope_positions to the next"),
-    Field("prepare", "int", "1: rows of q (attention), k and v (append) change on their way in"),
+    Field("prepare", "int", "append: 1: rows of k and v change on their way in; those of q do, where there is q"),
     Field("logn_max_position", "int", "positions after which q grows by log2(position) * logn_scale; 0: none"),
     Field("rope_factor", "float", "what cos and sin are multiplied by"),
     Field("logn_scale", "float", "1 / log2(logn_max_position)"),

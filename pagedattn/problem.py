@@ -59,7 +59,7 @@ class Extras:
     memo: dict[str, bytes] = field(default_factory=dict)
 
     def prepares(self, op: str) -> bool:
-        """Whether rows of q (attention), or of k and v (append), change on their way in."""
+        """Whether rows of q ("attention"), or of k and v ("append"), change on their way in."""
         if op == "append":
             return not (self.rope_table is self.k_bias is self.v_bias is None)
         return bool(self.logn_max_position) or not (self.rope_table is self.q_bias is None)
@@ -103,7 +103,7 @@ class Problem:
     layout, pool, layer, batch
         The cache's bytes: `pool` is uint8 (num_blocks, block_bytes) on the device.
     q, out : array, optional
-        (num_tokens, num_heads, head_dim).
+        (num_tokens, num_heads, head_dim). "append": queries that change on their way to attention, and where they go.
     k, v : array, optional
         New rows to append, (num_tokens, num_kv_heads, head_dim); for "gather" where the (total_k, ...) rows go.
     lse : array, optional

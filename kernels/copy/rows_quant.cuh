@@ -2,6 +2,7 @@
 #pragma once
 
 #include "copy/token.cuh"
+#include "ptx/memory.cuh"
 #include "quant/codes.cuh"
 #include "quant/quantise.cuh"
 #include "query/prepare.cuh"

@@ -5,7 +5,6 @@
 #include "core/family_sm80.cuh"
 #include "decode/cursor.cuh"
 #include "iterator/gmem_sm80.cuh"
-#include "query/prepare.cuh"
 
 template<class Arch, class Impl, class CacheIterFactory, int kStages>
 struct DecodeMainloop;
@@ -36,15 +35,6 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages> {
     {
         heads = min(Impl::kHeads, p.group_size - c.slot % p.head_packs * Impl::kHeads);
         return (const T*)p.q + query_row(p, c.b) * p.q_stride + first_head<Impl::kHeads>(p, c.slot) * Impl::kHeadDim;
-    }
-
-    // The pack's queries as they enter the scores, in a slot of the ring that no tile is on its way to.
-    template<class Params, class Place>
-    static DEVICE const T* PreparedQ(const Params& p, const Place& c, const T* q, int heads, u32 slot, int lane)
-    {
-        static_assert(Impl::kHeads * Impl::kHeadDim * (int)sizeof(T) <= kSlotBytes);
-        prepare_heads<T, Impl::kHeadDim>(p, slot, q, first_head<Impl::kHeads>(p, c.slot), heads, c.b, query_row(p, c.b), c.len - 1, lane);
-        return (const T*)__cvta_shared_to_generic(slot);
     }
 
     // So that the segment's start does not wait for DRAM.
@@ -110,10 +100,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages> {
             const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id, g = lane / 4, t = lane % 4;
             if (fresh) {
                 int heads;
-                const T* q = query_of(p, place, heads);
-                if (p.extras.prepare) {
-                    q = PreparedQ(p, place, q, heads, smem_ring + (i + kStages - 1) % kStages * kSlotBytes, lane);
-                }
+                const T* const q = query_of(p, place, heads);
                 Impl::LoadQ(query, smem_q, q, heads, p, g, t);
                 state.Clear();
                 piece_first = place.tile;

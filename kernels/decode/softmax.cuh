@@ -44,16 +44,30 @@ struct DecodeSoftmax {
     template<class Params>
     static DEVICE void Adjust(FragS& frag_s, const Params& p, int first_head, int to, int g, int t)
     {
-        const bool capped = p.softcap_in != 0.f;
+        if (p.softcap_in != 0.f) {
 #pragma unroll
-        for (int n = 0; n < kHeadTiles; ++n) {
+            for (int m = 0; m < kKeyTiles; ++m) {
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                const float slope = alibi_slope(p, min(first_head + 8 * n + 2 * t + e, p.num_heads - 1));
+                for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
-                for (int k = 0; k < kLaneKeys; ++k) {
-                    float& s = frag_s[k / 2][n][k % 2 * 2 + e];
-                    s = fmaf(slope, (float)(kLaneKeys * g + k - to + 1), capped ? softcap(p, s) : s);
+                    for (int i = 0; i < 4; ++i) {
+                        frag_s[m][n][i] = softcap(p, frag_s[m][n][i]);
+                    }
+                }
+            }
+        }
+        if (p.extras.alibi_slopes) {
+            const float first = (float)(kLaneKeys * g - to + 1);
+#pragma unroll
+            for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const float slope = alibi_slope(p, min(first_head + 8 * n + 2 * t + e, p.num_heads - 1));
+#pragma unroll
+                    for (int k = 0; k < kLaneKeys; ++k) {
+                        float& s = frag_s[k / 2][n][k % 2 * 2 + e];
+                        s = fmaf(slope, first + (float)k, s);
+                    }
                 }
             }
         }

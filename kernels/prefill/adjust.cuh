@@ -4,30 +4,74 @@
 #include "core/softmax.cuh"
 
 // Impl's fragment: element (slab, 8 keys, 2 half + key) of a lane.
-template<class Impl, class Params, class Tile>
-DEVICE void adjust_scores(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int warp_row, int key0, int lane)
+template<class Impl, class Params>
+DEVICE void cap_scores(typename Impl::FragS& frag_s, const Params& p)
 {
-    const bool capped = p.softcap_in != 0.f;
-    const u8* const mask = p.extras.mask ? p.extras.mask + p.extras.mask_starts[query.b] : nullptr;
+#pragma unroll
+    for (int i = 0; i < Impl::kSlabs; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                frag_s[i][j][e] = softcap(p, frag_s[i][j][e]);
+            }
+        }
+    }
+}
+
+template<class Impl, class Params, class Tile>
+DEVICE void add_alibi(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int row, int first)
+{
 #pragma unroll
     for (int i = 0; i < Impl::kSlabs; ++i) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const int row = warp_row + i * Impl::kSlabRows + h * 8 + lane / 4, first = key0 + lane % 4 * 2;
-            const float slope = alibi_slope(p, query.head(row));
-            const int distance = first - query.position(row);
-            const u8* const kept = mask ? mask + (i64)min(query.token(row), query.qlen - 1) * query.klen + first : nullptr;
+            const float slope = alibi_slope(p, query.head(row + i * Impl::kSlabRows + h * 8));
+            const float distance = (float)(first - query.position(row + i * Impl::kSlabRows + h * 8));
 #pragma unroll
             for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
-                    float& s = frag_s[i][j][2 * h + e];
-                    s = fmaf(slope, (float)(distance + 8 * j + e), capped ? softcap(p, s) : s);
-                    if (kept && (first + 8 * j + e >= query.klen || !kept[8 * j + e])) {
-                        s = negative_infinity();
+                    frag_s[i][j][2 * h + e] = fmaf(slope, distance + (float)(8 * j + e), frag_s[i][j][2 * h + e]);
+                }
+            }
+        }
+    }
+}
+
+template<class Impl, class Params, class Tile>
+DEVICE void apply_mask(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int row, int first)
+{
+    const u8* const mask = p.extras.mask + p.extras.mask_starts[query.b];
+#pragma unroll
+    for (int i = 0; i < Impl::kSlabs; ++i) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const u8* const kept = mask + (i64)min(query.token(row + i * Impl::kSlabRows + h * 8), query.qlen - 1) * query.klen + first;
+#pragma unroll
+            for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    if (first + 8 * j + e >= query.klen || !kept[8 * j + e]) {
+                        frag_s[i][j][2 * h + e] = negative_infinity();
                     }
                 }
             }
         }
+    }
+}
+
+template<class Impl, class Params, class Tile>
+DEVICE void adjust_scores(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int warp_row, int key0, int lane)
+{
+    const int row = warp_row + lane / 4, first = key0 + lane % 4 * 2;  // of the lane's first element
+    if (p.softcap_in != 0.f) {
+        cap_scores<Impl>(frag_s, p);
+    }
+    if (p.extras.alibi_slopes) {
+        add_alibi<Impl>(frag_s, p, query, row, first);
+    }
+    if (p.extras.mask) {
+        apply_mask<Impl>(frag_s, p, query, row, first);
     }
 }

@@ -4,8 +4,6 @@
 #include "core/types.cuh"
 #include "iterator/thread_map.cuh"
 #include "ptx/cp_async.cuh"
-#include "ptx/memory.cuh"
-#include "query/prepare.cuh"
 
 template<int kRows>
 struct QueryTile {
@@ -53,15 +51,10 @@ struct QueryTile {
     }
 };
 
-// Rows past the sequence's end become zeros. Rows that change on their way in are there when this returns.
+// Rows past the sequence's end become zeros.
 template<class T, int kHeadDim, int kThreads, class SmemLayout, int kRows, class Params>
 DEVICE void prefetch_query(const Params& p, const QueryTile<kRows>& tile, u32 smem_q, int thread)
 {
-    thread = opaque(thread), smem_q = opaque(smem_q);  // nothing from here is kept for later
-    if (p.extras.prepare) {
-        prepare_tile<T, kHeadDim, kRows, kThreads, SmemLayout>(p, tile, smem_q, thread);
-        return;
-    }
     constexpr int kRowChunks = kHeadDim * sizeof(T) / kChunkBytes;
     using Map = RakedThreadMap<kRowChunks, kRows, kThreads>;
     if (!Map::active(Map::offset_s(thread))) {

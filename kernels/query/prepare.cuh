@@ -3,7 +3,6 @@
 
 #include "core/float16.cuh"
 #include "ptx/math.cuh"
-#include "ptx/memory.cuh"
 #include "query/turn.cuh"
 
 // Four dims of a row that stay together, as two words of it, and what they go through; the same for every head of a token.
@@ -70,47 +69,23 @@ struct RowPart {
     }
 };
 
-// Decode: the rows of a pack's heads, prepared by one warp, one after the other at `smem`.
+// The queries of a token, to where attention will read them: a thread turns the same dims of several heads.
 template<class T, int kHeadDim, class Params>
-DEVICE void prepare_heads(const Params& p, u32 smem, const T* q, int head0, int heads, int b, int token, int position, int lane)
+DEVICE void prepare_queries(const Params& p, int b, int token, int position, int thread, int threads)
 {
     using Part = RowPart<T, kHeadDim>;
-    for (int i = lane; i < Part::kParts; i += kWarpSize) {
-        Part part(p, i, true, b, token, position);
-        part.SetLogn(p, position);
-        for (int head = 0; head < heads; ++head) {
-            const T* const bias = p.extras.q_bias ? (const T*)p.extras.q_bias + (head0 + head) * kHeadDim : nullptr;
-            u32 word[2];
-            part.Apply(word, q + head * kHeadDim, bias);
-            st_shared(smem + (head * kHeadDim + part.dim0) * (int)sizeof(T), word[0]);
-            st_shared(smem + (head * kHeadDim + part.dim1) * (int)sizeof(T), word[1]);
-        }
+    const int teams = threads / Part::kParts;
+    if (thread >= teams * Part::kParts) {
+        return;
     }
-    __syncwarp();
-}
-
-// Prefill: the rows of a query tile; those past the sequence's end become zeros.
-template<class T, int kHeadDim, int kRows, int kThreads, class SmemLayout, class Params, class Tile>
-DEVICE void prepare_tile(const Params& p, const Tile& tile, u32 smem_q, int thread)
-{
-    using Part = RowPart<T, kHeadDim>;
-    const int tokens = 1 << tile.tokens_log2;
-    auto address = [&](int row, int dim) { return smem_q + SmemLayout::offset(row, dim / 8) + dim % 8 * (int)sizeof(T); };
-    for (int i = thread; i < tokens * Part::kParts; i += kThreads) {
-        const int row0 = i / Part::kParts, position = tile.position(row0);
-        const bool valid = tile.valid(row0);
-        const i64 token = tile.row0 + min(tile.token(row0), tile.qlen - 1);
-        Part part(p, i % Part::kParts, true, tile.b, (int)token, position);
-        part.SetLogn(p, position);
-        for (int row = row0; row < kRows; row += tokens) {
-            const int head = tile.head(row);
-            u32 word[2] = {0, 0};
-            if (valid) {
-                const T* const bias = p.extras.q_bias ? (const T*)p.extras.q_bias + head * kHeadDim : nullptr;
-                part.Apply(word, (const T*)p.q + token * p.q_stride + head * kHeadDim, bias);
-            }
-            st_shared(address(row, part.dim0), word[0]);
-            st_shared(address(row, part.dim1), word[1]);
-        }
+    Part part(p, thread % Part::kParts, true, b, token, position);
+    part.SetLogn(p, position);
+    for (int head = thread / Part::kParts; head < p.num_heads; head += teams) {
+        const int row = head * kHeadDim;
+        u32 word[2];
+        part.Apply(word, (const T*)p.q + token * p.q_stride + row, p.extras.q_bias ? (const T*)p.extras.q_bias + row : nullptr);
+        T* const out = (T*)p.out + token * p.out_stride + row;
+        *(u32*)(out + part.dim0) = word[0];
+        *(u32*)(out + part.dim1) = word[1];
     }
 }

@@ -55,6 +55,10 @@ class Device(ABC):
     def memory_at(self, address: int, num_bytes: int) -> Any:
         """Somebody else's memory as a uint8 array."""
 
+    def address_of(self, stream: Any) -> int:
+        """A number for a stream; None: the current one."""
+        return 0
+
     def using(self, stream: Any) -> AbstractContextManager[Any]:
         """What is made in its body is made for work on `stream`; None: the current one."""
         return nullcontext()

@@ -141,6 +141,9 @@ class CudaDevice(Device):
         with self._cupy.cuda.Device(self.index), nullcontext() if stream is None else self._on(stream_address(stream)):
             return self._cupy.empty(shape, dtype)
 
+    def address_of(self, stream: Any) -> int:
+        return int(self._current_stream(self.index).ptr) if stream is None else stream_address(stream)
+
     def using(self, stream: Any) -> AbstractContextManager[Any]:
         return nullcontext() if stream is None else self._on(stream_address(stream))
 

@@ -26,8 +26,8 @@ Array = NDArray[Any]
 
 MAX_STEPS = 20_000_000  # instructions that a launch's group of CTAs may issue
 SM_COUNT = 2  # few, so that decode's grid stays small
-_INPUTS = {"attention": ("q", "pool", "sinks"), "varlen": ("q", "k", "v", "sinks"), "append": ("k", "v"), "gather": ("pool",)}
-_OUTPUTS = {"attention": ("out", "lse"), "varlen": ("out", "lse"), "append": ("pool",), "gather": ("k", "v")}
+_INPUTS = {"attention": ("q", "pool", "sinks"), "varlen": ("q", "k", "v", "sinks"), "append": ("q", "k", "v"), "gather": ("pool",)}
+_OUTPUTS = {"attention": ("out", "lse"), "varlen": ("out", "lse"), "append": ("pool", "out"), "gather": ("k", "v")}
 
 
 @lru_cache(maxsize=64)
@@ -117,7 +117,7 @@ class InterpreterDevice(Device):
             name: getattr(problem, name) for name in (*_INPUTS[problem.op], *_OUTPUTS[problem.op]) if getattr(problem, name) is not None
         }
         arrays.update(block_table=batch.block_table, cu_seqlens_q=batch.cu_seqlens_q, cu_seqlens_k=batch.cu_seqlens_k)
-        writable = _OUTPUTS[problem.op]
+        writable: tuple[str, ...] = _OUTPUTS[problem.op]
         if batch.blocks is not None:
             del arrays["pool"]
             own = np.unique(batch.blocks.pointers).tolist()
