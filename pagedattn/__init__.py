@@ -20,12 +20,14 @@ from pagedattn.errors import (
 )
 from pagedattn.explain import explain, supports
 from pagedattn.layout import BlockLayout
-from pagedattn.ops import append, gather, merge, paged_attention
+from pagedattn.merge import merge
+from pagedattn.ops import append, gather, paged_attention
 from pagedattn.params import AttentionParams
 from pagedattn.precompile import precompile
 from pagedattn.rope import Rope
 from pagedattn.spec import KernelSpec
 from pagedattn.varlen import varlen_attention
+from pagedattn.warmup import warmup
 from pagedattn.workspace import workspace_bytes
 
 __version__ = "0.1.0"
@@ -54,5 +56,6 @@ __all__ = [
     "precompile",
     "supports",
     "varlen_attention",
+    "warmup",
     "workspace_bytes",
 ]

@@ -34,6 +34,11 @@ class Arch:
         """Which source serves this target: "sm70" (synchronous loads) or "sm80" (cp.async)."""
         return "sm70" if self.number < 80 else "sm80"
 
+    @property
+    def mma(self) -> str:
+        """The shape of the tensor-core instruction that its kernels use."""
+        return next(name for name, (_, oldest) in reversed(MMAS.items()) if oldest <= self.number)
+
     def __str__(self) -> str:
         return self.name
 
@@ -58,7 +63,10 @@ ARCHS = {
         _kib(121, 99, 100),
     )
 }
-OLDEST = 80  # the SM70 family is not here yet
+OLDEST = 70
+FAMILIES = ("sm70", "sm80")
+# Shape -> its family, and the oldest target that has it
+MMAS = {"m8n8k4": ("sm70", 70), "m16n8k8": ("sm70", 75), "m16n8k16": ("sm80", 80)}
 
 
 def parse(value: str | int | Arch) -> Arch:
@@ -69,7 +77,7 @@ def parse(value: str | int | Arch) -> Arch:
     >>> parse("sm_91")
     Traceback (most recent call last):
     ...
-    pagedattn.errors.UnsupportedError: sm_91 is not a target of this version; the nearest is sm_90. Targets: sm_80, ...
+    pagedattn.errors.UnsupportedError: sm_91 is not a target of this version; the nearest is sm_90. Targets: sm_70, ...
     """
     if isinstance(value, Arch):
         return value

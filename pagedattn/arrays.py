@@ -54,7 +54,7 @@ def adopt(x: Any, device: Device, argument: str) -> Any:
             f"`{argument}` must be an array (NumPy, CuPy, or any object with DLPack or __cuda_array_interface__); got {_kind(x)}."
         )
     host = where == "cpu" and device.array_type is np.ndarray
-    if where != device.name and not (host or where == "managed" or (where == "cuda" and device.name.startswith("cuda"))):
+    if where != device.name.partition("+")[0] and not (host or where == "managed" or (where == "cuda" and device.name.startswith("cuda"))):
         raise ArgumentError(f"`{argument}` must be on {device.name}, where the cache is; got {_kind(x)} on {where}. Move it there first.")
     try:
         return _shared(x, device, argument)

@@ -77,6 +77,7 @@ class Batch:
         "_buffer",
         "_checked",
         "_frozen",
+        "_wide",
         "batch_size",
         "block_table",
         "blocks",
@@ -96,6 +97,8 @@ class Batch:
         "seqlens_q",
         "total_k",
     )
+
+    _wide: Array | None
 
     def __init__(
         self, block_table: Any, seqlens_q: Any, seqlens_k: Any, *, finished: Any = None, device: str | Device | None = None
@@ -121,7 +124,11 @@ class Batch:
             self._place(target, None, lengths_q, lengths_k, table.shape[1])
             self.block_table = table
         else:
-            self._place(target, _narrowed(target.to_host(table)), lengths_q, lengths_k, table.shape[1])
+            host = target.to_host(table)
+            narrow = _narrowed(host)
+            self._place(target, narrow, lengths_q, lengths_k, table.shape[1])
+            if not np.array_equal(narrow, host):
+                self._wide = np.array(host)
         self._frozen = not borrowed
         if finished is not None:
             self.finished = _flags(finished, len(lengths_q), target)
@@ -223,6 +230,7 @@ class Batch:
         self.blocks: Blocks | None = None
         self._checked: tuple[int, int] | None = None
         self.notes: dict[Any, Any] = {}  # what calls have worked out for this batch
+        self._wide = None  # the table as it came, if int32 cannot hold an entry
 
     def assign(self, other: Batch) -> None:
         """Put another batch's block table and lengths into this one's device arrays, on the current stream.
@@ -266,7 +274,7 @@ class Batch:
         if self.finished is not None:
             self.finished[...] = False if other.finished is None else other.finished
         self.seqlens_k, self.total_k = other.seqlens_k, other.total_k
-        self._checked = other._checked
+        self._checked, self._wide = other._checked, other._wide
 
     def check_width(self, block_len: int) -> None:
         """Refuse a table with too few columns for the longest sequence in blocks of `block_len` tokens. Cheap enough for every call."""
@@ -281,6 +289,11 @@ class Batch:
                 f"got {self.max_blocks}."
             )
 
+    @property
+    def beyond_int32(self) -> bool:
+        """Whether the table that was given has entries that no pool has: reason enough to look where they are."""
+        return self._wide is not None
+
     def check_cache(self, layout: BlockLayout, num_blocks: int) -> None:
         """Refuse a table that is too narrow for `layout`, or whose used entries lie outside 0 .. num_blocks-1.
 
@@ -291,8 +304,8 @@ class Batch:
         self.check_width(layout.block_len)
         if self.blocks is not None:
             return
-        table = self.device.to_host(self.block_table)
-        used = np.arange(self.max_blocks) < -(-self.seqlens_k[:, None] // layout.block_len)
+        table = self.device.to_host(self.block_table) if self._wide is None else self._wide
+        used = np.arange(table.shape[1]) < -(-self.seqlens_k[:, None] // layout.block_len)
         if self.finished is not None:
             used &= ~self.device.to_host(self.finished).astype(bool)[:, None]
         outside = np.argwhere(used & ((table < 0) | (table >= num_blocks)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +55,8 @@ class Blocks(NamedTuple):
         distance = real - np.uint64(base)
         span = int(distance.max()) if real.size else 0
         unit = int(np.gcd.reduce(distance)) or 256
+        if unit >= 2**31:  # kernels count in 32 bits
+            unit = math.gcd(unit, 2**30)
         if span // unit >= 2**31:
             raise ArgumentError(
                 f"`block_ptrs` must lie within 2**31 times their greatest common distance; got {span} bytes in steps of {unit}. "

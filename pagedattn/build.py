@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from threading import Lock
 
-from pagedattn import env, nvrtc, render, store
+from pagedattn import entry, env, nvrtc, render
 from pagedattn import spec as specs
 from pagedattn.errors import ArgumentError, NotPrecompiledError
 from pagedattn.kernel import Kernel
@@ -54,8 +54,8 @@ def make(spec: KernelSpec, shelf: Store, *, jit: bool = True) -> Kernel:
     """
     source = render.render(spec)
     headers = render.included(source)
-    recipe = store.recipe(source, spec.arch, nvrtc.flags(spec.arch), nvrtc.version(), headers)
-    compiled, origin = shelf.get(spec.name, store.key(recipe)), "store"
+    recipe = entry.recipe(source, spec.arch, nvrtc.flags(spec.arch), nvrtc.version(), headers)
+    compiled, origin = shelf.get(spec.name, entry.key(recipe)), "store"
     if compiled is None:
         if not jit:
             raise NotPrecompiledError(_missing(spec, shelf))

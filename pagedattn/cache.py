@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pagedattn import devices
+from pagedattn import devices, figures, pools
 from pagedattn.allocator import BlockAllocator
-from pagedattn.arrays import adopt, place
+from pagedattn.arrays import place
 from pagedattn.batch import Batch
 from pagedattn.convert import Blocks, copy_tokens
 from pagedattn.errors import ArgumentError
 from pagedattn.layout import BlockLayout
-from pagedattn.sequences import SequenceTable
+from pagedattn.sequences import SequenceTable, counts
 from pagedattn.spec import KernelSpec
 
 if TYPE_CHECKING:
@@ -85,10 +84,10 @@ class KVCache:
             where = place(pool)
             device = None if where == "managed" else where
         self.device = devices.get(device)
-        if self.layout.quantised and self.device.arch is not None:  # refuses what no kernel stores
-            KernelSpec("append", self.layout.dtype, self.layout.kv_dtype, head_dim, self.device.arch.name)
+        if self.device.arch is not None and self.device.source is not None:  # refuses what no kernel stores
+            KernelSpec("append", self.layout.dtype, self.layout.kv_dtype, head_dim, self.device.arch.name, self.device.source.family)
         shape = (int(num_blocks), self.layout.block_bytes)
-        self.pool = self.device.empty(shape, np.uint8) if pool is None else _own_pool(pool, self.device, shape)
+        self.pool = self.device.empty(shape, np.uint8) if pool is None else pools.adopted(pool, self.device, shape)
         self._allocator = BlockAllocator(shape[0])
         self._sequences = SequenceTable()
         self._checked = (self.layout.block_len, shape[0])
@@ -102,6 +101,16 @@ class KVCache:
     def num_free_blocks(self) -> int:
         """Blocks that no sequence holds."""
         return self._allocator.num_free
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that were not freed."""
+        return len(self._sequences)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences; those that sequences share count for each."""
+        return self._sequences.num_tokens
 
     def new_sequence(self) -> int:
         """A new, empty sequence's id; ids are never used twice."""
@@ -139,7 +148,7 @@ class KVCache:
         """
         table, block_len = self._sequences, self.layout.block_len
         rows = table.rows_of(sequences)
-        new = _counts(num_new, len(rows))
+        new = counts(num_new, len(rows))
         old_lengths = table.lengths[rows]
         lengths = old_lengths + new
         columns = -(-int(lengths.max(initial=0)) // block_len)
@@ -280,18 +289,13 @@ class KVCache:
         if new.layout == old:
             new.pool[...] = self.pool
         else:
-            copy_tokens(self.device, Blocks(old, self.pool), Blocks(new.layout, new.pool), self._tokens_in_blocks())
+            copy_tokens(
+                self.device,
+                Blocks(old, self.pool),
+                Blocks(new.layout, new.pool),
+                self._sequences.tokens_in_blocks(self.num_blocks, old.block_len),
+            )
         return new
-
-    def _tokens_in_blocks(self) -> Array:
-        """How many tokens of each block belong to a sequence; the longest of those that share it counts."""
-        table, block_len = self._sequences, self.layout.block_len
-        counts = np.zeros(self.num_blocks, np.int64)
-        for row in table.rows:
-            length = int(table.lengths[row])
-            first = np.arange(0, length, block_len)
-            np.maximum.at(counts, table.blocks[row, : len(first)], np.minimum(length - first, block_len))
-        return counts
 
     def _written_and_shared(self, rows: Array, new: Array, lengths: Array) -> Sequence[tuple[int, int]]:
         """(index of the sequence in the call, column) of each shared block that new tokens would be written to.
@@ -309,64 +313,8 @@ class KVCache:
                 found.append((i, int(columns[i])))
         return found
 
-    def _figures(self) -> dict[str, str]:
-        layout, used = self.layout, self.num_blocks - self.num_free_blocks
-        quantised = layout.quantised
-        wide = 4 * layout.num_layers * layout.num_kv_heads * layout.head_dim  # bytes of a token's K and V in 16 bits
-        return {
-            "device": self.device.name,
-            "dtype": f"{layout.dtype} stored as {layout.kv_dtype}" if quantised else layout.dtype,
-            "shape": f"{layout.num_kv_heads} KV heads x {layout.head_dim}, {_number(layout.num_layers, 'layer')}",
-            "content": f"{_number(len(self._sequences), 'sequence')}, {_number(self._sequences.num_tokens, 'token')}",
-            "blocks": f"{used} of {self.num_blocks} blocks of {layout.block_len} used",
-            "memory": f"{_mib(used * layout.block_bytes)} of {_mib(self.num_blocks * layout.block_bytes)} MiB",
-            "token": f"{layout.token_bytes} bytes a token"
-            + (f", {wide / layout.token_bytes:.2f}x the tokens of {layout.dtype}" if quantised else ""),
-        }
-
     def __repr__(self) -> str:
-        f = self._figures()
-        return f"KVCache({f['device']}, {f['dtype']}, {f['shape']}: {f['content']}; {f['blocks']}, {f['memory']}, {f['token']})"
+        return figures.line(self)
 
     def _repr_html_(self) -> str:
-        share = 100 * (self.num_blocks - self.num_free_blocks) / self.num_blocks
-        bar = f"<div style='width:16em;background:#ddd'><div style='width:{share:.1f}%;background:#59a14f;height:.6em'></div></div>"
-        figures = self._figures().items()
-        rows = "".join(f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in figures)
-        return f"<b>KVCache</b>{bar}<table>{rows}</table>"
-
-
-def _own_pool(pool: Any, device: Device, shape: tuple[int, int]) -> Any:
-    """The caller's pool, checked."""
-    found = adopt(pool, device, "pool")
-    if found.dtype != np.uint8 or tuple(found.shape) != shape:
-        raise ArgumentError(f"`pool` must be uint8 {shape}, (num_blocks, layout.block_bytes); got {found.dtype} {tuple(found.shape)}.")
-    if not found.flags.c_contiguous:
-        raise ArgumentError(f"`pool` must be C-contiguous; got strides {tuple(found.strides)} for shape {shape}. Pass a contiguous array.")
-    if isinstance(found, np.ndarray) and not found.flags.writeable:
-        raise ArgumentError("`pool` must be writable; got a read-only array. Pass a copy.")
-    return found
-
-
-def _counts(num_new: Sequence[int], size: int) -> Array:
-    try:
-        counts = np.asarray(num_new)
-    except ValueError as error:
-        raise ArgumentError(f"`num_new` must be a list of integers; NumPy says: {error}") from error
-    if counts.shape != (size,):
-        raise ArgumentError(f"`num_new` must have one count for each of the {size} sequences; got shape {counts.shape}.")
-    if not size:
-        return np.zeros(0, np.int64)
-    if counts.dtype.kind not in "iu":
-        raise ArgumentError(f"`num_new` must hold integers; got {counts.dtype}.")
-    if counts.min() < 0 or counts.max() >= 2**31:
-        raise ArgumentError(f"`num_new` must lie in 0 .. 2**31-1; got {counts.tolist()}.")
-    return counts.astype(np.int64)
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.{1 if size >= 10 * 2**20 else 3}f}"
+        return figures.table(self)

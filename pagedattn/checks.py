@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pagedattn import dtypes, env
 from pagedattn.arrays import adopt
 from pagedattn.batch import Batch
+from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, UnsupportedError
-
-if TYPE_CHECKING:
-    from pagedattn.cache import KVCache
 
 ROW_ALIGNMENT = 16  # bytes that a kernel moves at once
 _LATER = "is not in this version; leave it None"
@@ -28,6 +26,8 @@ def refuse(**keywords: Any) -> None:
 
 def layer_of(cache: KVCache, batch: Batch, layer: int) -> int:
     """A batch and a layer that go with a cache."""
+    if not isinstance(cache, KVCache):
+        raise ArgumentError(f"`cache` must be a KVCache; got {type(cache).__name__}.")
     if not isinstance(batch, Batch):
         raise ArgumentError(f"`batch` must be a Batch, such as `cache.extend` returns; got {type(batch).__name__}.")
     if batch.device is not cache.device:
@@ -41,7 +41,7 @@ def layer_of(cache: KVCache, batch: Batch, layer: int) -> int:
 def batch_of(cache: KVCache, batch: Batch) -> None:
     """A block table that fits the cache's blocks."""
     batch.check_width(cache.layout.block_len)
-    if cache.device.arch is None or env.check_enabled():
+    if cache.device.arch is None or batch.beyond_int32 or env.check_enabled():
         batch.check_cache(cache.layout, cache.pool.shape[0])
 
 

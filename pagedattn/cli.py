@@ -64,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     precompile.add_argument("--out", metavar="DIR", help="the store to fill; default: the user's own")
     precompile.add_argument("--no-progress", action="store_true", help="no progress bar")
 
+    warmup = command("warmup", _warmup, "build and load the kernels for a model's shape on this GPU")
+    warmup.add_argument("--num-heads", type=int, required=True, metavar="N", help="query heads")
+    warmup.add_argument("--num-kv-heads", type=int, required=True, metavar="N", help="KV heads")
+    warmup.add_argument("--head-dim", type=int, required=True, metavar="D", help="elements of a head")
+    warmup.add_argument("--dtype", default="float16", metavar="T", help="float16 or bfloat16; default: %(default)s")
+    warmup.add_argument("--kv-dtype", metavar="T", help="what the cache stores: int8 or int4; default: the dtype")
+    warmup.add_argument("--device", help="cuda, cuda:N, cpu or interpreter; default: a GPU if one is usable")
+
     store = commands.add_parser("store", help="look after the compiled kernels", description="Look after the compiled kernels.")
     actions = store.add_subparsers(metavar="ACTION", required=True)
     stores = [
@@ -71,7 +79,11 @@ def _parser() -> argparse.ArgumentParser:
         command("path", _store_path, "where the store is", actions),
         command("verify", _store_verify, "check every kernel against its checksums", actions),
         command("clear", _store_clear, "remove every kernel of the user's own store", actions),
+        command("pack", _store_pack, "write every kernel to one file, for another machine", actions),
+        command("unpack", _store_unpack, "add the kernels of such a file, checked before the first is added", actions),
     ]
+    for action in stores[-2:]:
+        action.add_argument("file", metavar="FILE", help="a tar file; compressed if it is called .gz or .tgz")
 
     show = command("show", _show, "what one kernel is made of; compiles it if need be")
     show.add_argument("name", metavar="NAME", help="a kernel's name, as `store list` prints it")
@@ -85,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
         what.add_argument(f"--{flag}", dest="what", action="store_const", const=flag, help=text)
 
     doctor = command("doctor", _doctor, "what is here, and does it work")
-    for readable in (demo, precompile, *stores, show, doctor):
+    bench = command("bench", _bench, "measure on the GPU; in a checkout")
+    bench.add_argument("--only", type=_names, metavar="SECTION,...", help="decode, prefill, host, build; default: all")
+    for readable in (demo, precompile, warmup, *stores, show, doctor, bench):
         readable.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -111,6 +125,15 @@ def _precompile(arguments: argparse.Namespace) -> int:
     )
     _print(report.to_dict() if arguments.json else report)
     return 1 if report.failed else 0
+
+
+def _warmup(arguments: argparse.Namespace) -> int:
+    from pagedattn.warmup import warmup
+
+    shape = {name: getattr(arguments, name) for name in ("num_heads", "num_kv_heads", "head_dim", "dtype", "kv_dtype", "device")}
+    warmth = warmup(**shape)
+    _print(warmth.to_dict() if arguments.json else warmth)
+    return 0
 
 
 def _store_list(arguments: argparse.Namespace) -> int:
@@ -160,6 +183,32 @@ def _store_clear(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _store_pack(arguments: argparse.Namespace) -> int:
+    from pagedattn.archive import pack
+    from pagedattn.store import Store
+
+    done = pack(Store(), arguments.file)
+    if arguments.json:
+        _print({"file": arguments.file, "packed": list(done.names), "left_out": [str(path) for path in done.left_out]})
+    else:
+        damaged = f"; {len(done.left_out)} damaged ones left out" if done.left_out else ""
+        print(f"{len(done.names)} kernels packed into {arguments.file}{damaged}")
+    return 0
+
+
+def _store_unpack(arguments: argparse.Namespace) -> int:
+    from pagedattn.archive import unpack
+    from pagedattn.store import Store
+
+    store = Store()
+    done = unpack(store, arguments.file)
+    if arguments.json:
+        _print({"path": str(store.path), "added": list(done.added), "present": list(done.present)})
+    else:
+        print(f"{len(done.added)} kernels added to {store.path}, {len(done.present)} were there")
+    return 0
+
+
 def _show(arguments: argparse.Namespace) -> int:
     from pagedattn import show
 
@@ -180,6 +229,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
     diagnosis = examine()
     _print(diagnosis.to_dict() if arguments.json else diagnosis)
     return 0 if diagnosis.ok else 1
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from pagedattn import bench
+
+    return bench.run(arguments.only, arguments.json)
 
 
 def _print(value: Any) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from pagedattn import arch as archs
 from pagedattn import params
-from pagedattn.spec import KernelSpec, decode_heads
+from pagedattn.spec import SPLITS, KernelSpec, decode_heads
 
 if TYPE_CHECKING:
     from pagedattn.arch import Arch
@@ -27,6 +28,8 @@ class Target(Protocol):
 
     @property
     def arch(self) -> Arch | None: ...
+    @property
+    def source(self) -> Arch | None: ...
     @property
     def sm_count(self) -> int: ...
     def address(self, x: Any) -> int: ...
@@ -47,16 +50,19 @@ class Launch(NamedTuple):
 
 @cache
 def spec_for(
-    op: str, dtype: str, kv_dtype: str, head_dim: int, arch: str, heads: int | None = None, splits: str | None = None
+    op: str, dtype: str, kv_dtype: str, head_dim: int, arch: str, source: str, heads: int | None = None, splits: str | None = None
 ) -> KernelSpec:
-    """The shipped spec of an operation on a target."""
-    return KernelSpec(op=op, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, arch=arch, heads=heads, splits=splits)
+    """The spec of an operation that target `source` ships, compiled for `arch`."""
+    of = archs.parse(source)
+    mma = of.mma if op in ("decode", "prefill", "varlen") else None
+    return KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits)
 
 
 def _spec(op: str, layout: BlockLayout, device: Target, heads: int | None = None, splits: str | None = None) -> KernelSpec:
     assert device.arch is not None
+    assert device.source is not None
     assert layout.kv_dtype is not None
-    return spec_for(op, layout.dtype, layout.kv_dtype, layout.head_dim, device.arch.name, heads, splits)
+    return spec_for(op, layout.dtype, layout.kv_dtype, layout.head_dim, device.arch.name, device.source.name, heads, splits)
 
 
 def select(problem: Problem, device: Target) -> list[Launch]:
@@ -86,7 +92,8 @@ def select(problem: Problem, device: Target) -> list[Launch]:
 def merge(dtype: str, head_dim: int, device: Target, values: dict[str, Any]) -> Launch:
     """The launch that merges partial results; `values` are its AttentionParams by name."""
     assert device.arch is not None
-    spec = spec_for("merge", dtype, dtype, head_dim, device.arch.name)
+    assert device.source is not None
+    spec = spec_for("merge", dtype, dtype, head_dim, device.arch.name, device.source.name)
     assert spec.warps is not None
     rows = values["num_tokens"] * values["num_heads"]
     return Launch(spec, -(-rows // spec.warps), params.pack(**values))
@@ -114,10 +121,10 @@ def _cache_values(problem: Problem, device: Target) -> dict[str, Any]:
         "cu_seqlens_k": address(batch.cu_seqlens_k),
         "block_bytes": layout.block_bytes if batch.blocks is None else batch.blocks.unit,
         "k_base": layout.k_rows.base,
-        "v_base": layout.v_rows.base,
+        "v_offset": layout.v_rows.base - layout.k_rows.base,
         "head_bytes": layout.k_rows.per_head,
         "k_param_base": layout.k_params.base,
-        "v_param_base": layout.v_params.base,
+        "v_param_offset": layout.v_params.base - layout.k_params.base,
         "param_head_bytes": layout.k_params.per_head,
         "extras": b"" if problem.extras is None else problem.extras.packed(problem.op, address),
         "block_len_log2": layout.block_len.bit_length() - 1,
@@ -161,20 +168,35 @@ def _token_stride(x: Any) -> int:
 
 
 @cache
-def _pack_size(group_size: int, head_dim: int, kv_dtype: str) -> int:
+def _pack_size(group_size: int, head_dim: int, kv_dtype: str, mma: str) -> int:
     """The smallest pack that holds a group, else the largest there is."""
-    sizes = decode_heads(head_dim, kv_dtype)
+    sizes = decode_heads(head_dim, kv_dtype, mma)
     return next((n for n in sizes if n >= group_size), sizes[-1])
+
+
+def specs_of(layout: BlockLayout, num_heads: int, arch: Arch) -> list[KernelSpec]:
+    """Every kernel that calls with so many query heads on caches of a layout can ask for."""
+    stored = str(layout.kv_dtype)
+    heads = _pack_size(num_heads // layout.num_kv_heads, layout.head_dim, stored)
+    common = (layout.dtype, stored, layout.head_dim, arch.name)
+    return [
+        *(spec_for(op, *common) for op in ("append", "gather", "prefill")),
+        *(spec_for("decode", *common, heads, splits) for splits in SPLITS),
+        spec_for("merge", layout.dtype, layout.dtype, layout.head_dim, arch.name),
+    ]
 
 
 def plan_decode(device: Target, layout: BlockLayout, group_size: int, batch: Batch, num_splits: int) -> tuple[KernelSpec, int, int, int]:
     """Decode's spec, grid, head packs per KV head, and places for pieces (per segment where sequences are cut, else in all)."""
-    heads = _pack_size(group_size, layout.head_dim, str(layout.kv_dtype))
+    assert device.source is not None
+    heads = _pack_size(group_size, layout.head_dim, str(layout.kv_dtype), device.source.mma)
     packs = -(-group_size // heads)
     if num_splits == 0:
         spec = _spec("decode", layout, device, heads, "flat")
         grid = device.sm_count * (spec.min_ctas or 1)
-        return spec, grid, packs, 2 * grid  # a CTA leaves a piece of the segment it found begun and one of the segment it left, at most
+        # A CTA leaves a piece of the segment it found begun and one of the segment it left, at most; so does a warp, which finds no place
+        # in shared memory for some of them.
+        return spec, grid, packs, grid * (2 + (2 - spec.shared_pieces) * (spec.warps or 0))
     spec = _spec("decode", layout, device, heads, "cut")
     places = num_splits if num_splits > 0 else -(-batch.max_seqlen_k // -num_splits)
     items = batch.batch_size * layout.num_kv_heads * packs * places

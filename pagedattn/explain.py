@@ -14,6 +14,7 @@ from pagedattn.spec import KernelSpec
 if TYPE_CHECKING:
     from pagedattn.batch import Batch
     from pagedattn.cache import KVCache
+    from pagedattn.devices.base import Device
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The launches of one attention call; prints as text and renders in Jupyter."""
+    """The launches of one attention call; prints as text and renders in Jupyter. `family` says which source serves the device, and why."""
 
     device: str
     steps: tuple[Step, ...]
+    family: str = ""
 
     def __str__(self) -> str:
-        lines = [f"on {self.device}:"]
+        lines = [f"on {self.device}:{self.family and ' '}{self.family}"]
         for step in self.steps:
             lines.append(f"  {step.spec.name if step.spec else 'NumPy'}")
             if step.spec:
@@ -64,6 +66,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
       NumPy
         device 'cpu' computes with NumPy: 0 sequences with one query, 1 with more
     """
+    checks.layer_of(cache, batch, 0)
     device, layout = cache.device, cache.layout
     counts = f"{batch.num_decode} sequences with one query, {batch.num_prefill} with more"
     if device.arch is None:
@@ -91,7 +94,15 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
         assert spec.cta_q is not None
         how = f"; {parts} CTAs share the keys of each" if parts > 1 else ""
         steps.append(Step(spec, tiles * parts, f"{counts}; prefill in {tiles} tiles of {spec.cta_q // pack} tokens x {pack} heads{how}"))
-    return Explanation(device.name, tuple(steps))
+    return Explanation(device.name, tuple(steps), _family(device))
+
+
+def _family(device: Device) -> str:
+    assert device.source is not None
+    source = device.source
+    why = {"sm70": f"{source} has no cp.async", "sm80": f"{source} has cp.async and mma.{source.mma}"}[source.family]
+    asked = f"; the device's name asks for its kernels, compiled for {device.arch}" if source != device.arch else ""
+    return f"the {source.family.upper()} family (mma.{source.mma}), for {why}{asked}"
 
 
 @dataclass(frozen=True)
@@ -117,8 +128,8 @@ def supports(
 
     >>> bool(supports(arch="sm_90", dtype="bfloat16", head_dim=256))
     True
-    >>> supports(arch="sm_70").reason[:46]
-    'sm_70 is not a target of this version; the nea'
+    >>> supports(arch="sm_70", dtype="bfloat16").reason[:46]
+    'bfloat16 needs the SM80 family, sm_80 and up: '
     """
     try:
         BlockLayout(num_kv_heads=1, head_dim=head_dim, block_len=block_len, dtype=dtype, kv_dtype=kv_dtype)

@@ -63,12 +63,12 @@ FIELDS = (
     Field("k_stride", "i64", "elements from one token of k to the next"),
     Field("v_stride", "i64", "elements from one token of v to the next"),
     Field("out_stride", "i64", "elements from one token of out to the next"),
-    Field("block_bytes", "i64", "bytes from one block of the pool to the next"),
+    Field("block_bytes", "u32", "bytes from one block of the pool to the next"),
     Field("k_base", "int", "BlockLayout.k_rows: byte offset in a block's layer of head 0, token 0"),
-    Field("v_base", "int", "BlockLayout.v_rows likewise"),
+    Field("v_offset", "int", "bytes from a row of K to the same row of V"),
     Field("head_bytes", "int", "bytes from one head to the next in a block"),
     Field("k_param_base", "int", "BlockLayout.k_params likewise; 0 unless quantised"),
-    Field("v_param_base", "int", "BlockLayout.v_params likewise"),
+    Field("v_param_offset", "int", "bytes from a row's K parameters to its V parameters"),
     Field("param_head_bytes", "int", "bytes from one head's parameters to the next"),
     Field("block_len_log2", "int", "log2 of the tokens per block"),
     Field("max_blocks", "int", "columns of block_table"),
@@ -94,7 +94,8 @@ FIELDS = (
 ARRAYS = ("q", "k", "v", "out", "lse", "sinks")
 OPERANDS = (*ARRAYS, "pool", "partial_o", "partial_count")
 
-_CODES = {"i64": "q", "int": "i", "float": "f"}
+_CODES = {"i64": "q", "int": "i", "u32": "I", "float": "f"}
+_NUMPY = {"i64": "<i8", "int": "<i4", "u32": "<u4", "float": "<f4"}
 _EXTRAS_CODE = "<" + "".join("Q" if f.c_type.endswith("*") else _CODES[f.c_type] for f in EXTRA_FIELDS)
 EXTRAS_BYTES = (struct.calcsize(_EXTRAS_CODE) + 7) // 8 * 8
 
@@ -136,9 +137,9 @@ def dtype() -> np.dtype[Any]:
 
 
 def _dtype(fields: tuple[Field, ...], size: int) -> np.dtype[Any]:
-    kinds = {"i64": "<i8", "int": "<i4", "float": "<f4"}
     formats = [
-        "<u8" if f.c_type.endswith("*") else _dtype(EXTRA_FIELDS, EXTRAS_BYTES) if f.c_type == "Extras" else kinds[f.c_type] for f in fields
+        "<u8" if f.c_type.endswith("*") else _dtype(EXTRA_FIELDS, EXTRAS_BYTES) if f.c_type == "Extras" else _NUMPY[f.c_type]
+        for f in fields
     ]
     offsets = [struct.calcsize("<" + "".join(_code(g.c_type) for g in fields[:i])) for i in range(len(fields))]
     return np.dtype({"names": [f.name for f in fields], "formats": formats, "offsets": offsets, "itemsize": size})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,15 @@ class SequenceTable:
     def rows(self) -> list[int]:
         """The rows of all sequences."""
         return list(self._rows.values())
+
+    def tokens_in_blocks(self, num_blocks: int, block_len: int) -> Array:
+        """How many tokens of each block belong to a sequence; the longest of those that share it counts."""
+        counts = np.zeros(num_blocks, np.int64)
+        for row in self.rows:
+            length = int(self.lengths[row])
+            first = np.arange(0, length, block_len)
+            np.maximum.at(counts, self.blocks[row, : len(first)], np.minimum(length - first, block_len))
+        return counts
 
     def add(self) -> int:
         """A new, empty sequence's id."""
@@ -109,3 +118,20 @@ def _grown(table: Array, rows: int, columns: int) -> Array:
     larger = np.zeros((rows, columns), np.int32)  # pages that nobody touches cost no memory
     larger[: table.shape[0], : table.shape[1]] = table
     return larger
+
+
+def counts(num_new: Sequence[int], size: int) -> Array:
+    """The new tokens of `size` sequences, checked."""
+    try:
+        found = np.asarray(num_new)
+    except ValueError as error:
+        raise ArgumentError(f"`num_new` must be a list of integers; NumPy says: {error}") from error
+    if found.shape != (size,):
+        raise ArgumentError(f"`num_new` must have one count for each of the {size} sequences; got shape {found.shape}.")
+    if not size:
+        return np.zeros(0, np.int64)
+    if found.dtype.kind not in "iu":
+        raise ArgumentError(f"`num_new` must hold integers; got {found.dtype}.")
+    if found.min() < 0 or found.max() >= 2**31:
+        raise ArgumentError(f"`num_new` must lie in 0 .. 2**31-1; got {found.tolist()}.")
+    return found.astype(np.int64)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,7 @@ def find(name: str) -> Shown:
         return Shown(name, kernel.source, kernel.ptx, kernel.cubin, resources)
     stored = {entry.name: entry for entry in Store().entries()}
     if name not in stored:
-        closest = difflib.get_close_matches(name, [*stored, *specs], n=3)
+        closest = _closest(name, [*stored, *specs])
         hint = f" Did you mean {' or '.join(closest)}?" if closest else " `pagedattn store list` prints those that were compiled."
         raise ArgumentError(f"a kernel must be in the shipped set or in the store; there is none called {name!r}.{hint}")
     try:
@@ -88,3 +90,16 @@ def find(name: str) -> Shown:
     except (OSError, ValueError) as error:
         raise ArgumentError(f"{stored[name].path} must be whole to be shown; {error}. `pagedattn store clear` removes it.") from error
     return Shown(name, source, compiled.ptx.decode(), compiled.cubin, {**usage(compiled.log)._asdict(), "code_bytes": len(compiled.cubin)})
+
+
+def _closest(name: str, names: Iterable[str]) -> list[str]:
+    """Up to three names that share the most parts with `name`, its operation before all; one that lacks parts is nearly right too."""
+    parts = name.split("_")
+
+    def shared(other: str) -> int:
+        found = other.split("_")
+        return len(set(parts) & set(found)) + len(parts) * (parts[0] == found[0])
+
+    ranked: dict[str, int] = {other: shared(other) for other in names}
+    best = heapq.nlargest(50, (other for other, count in ranked.items() if count), key=ranked.__getitem__)
+    return sorted(best, key=lambda other: (-ranked[other], -difflib.SequenceMatcher(None, name, other).ratio()))[:3]

@@ -10,18 +10,17 @@ from typing import Any
 from pagedattn import arch as archs
 from pagedattn import dtypes, tuning
 from pagedattn.errors import ArgumentError, UnsupportedError
+from pagedattn.footprint import TILED, Footprint
 from pagedattn.layout import HEAD_DIMS
 
 OPS = ("decode", "prefill", "varlen", "append", "gather", "merge")
-TILED = ("prefill", "varlen")  # CTAs that own a tile of queries
 HEAD_PACKS = (8, 16)
 SPLITS = ("flat", "cut")
 KV_DTYPES = (None, "int8", "int4")
-STATIC_SHARED_BYTES = 2048  # what the templates declare statically never passes this; the tests compare it with ptxas
 
 
 @dataclass(frozen=True)
-class KernelSpec:
+class KernelSpec(Footprint):
     """One specialisation of one operation. Fields left None are filled from the tuning table.
 
     Parameters
@@ -33,9 +32,13 @@ class KernelSpec:
     head_dim : int
         64, 96, 128, 192 or 256.
     arch : str
-        The compiler's target, "sm_80" and up.
+        The compiler's target, "sm_70" and up.
     family : str, optional
-        Which source: "sm80".
+        Which source: "sm70" (synchronous loads, float16 only) or "sm80" (cp.async); None: the target's own. Any target takes the SM70
+        family's.
+    mma : str, optional
+        Decode and prefill: the shape of the tensor-core instruction, "m8n8k4" (sm_70) or "m16n8k8" (sm_75) in the SM70 family, "m16n8k16"
+        in the other.
     cta_s : int, optional
         Keys of a tile.
     cta_q : int, optional
@@ -71,6 +74,7 @@ class KernelSpec:
     head_dim: int = 128
     arch: str = "sm_80"
     family: str | None = None
+    mma: str | None = None
     cta_s: int | None = None
     cta_q: int | None = None
     stages: int | None = None
@@ -88,9 +92,7 @@ class KernelSpec:
         if self.head_dim not in HEAD_DIMS:
             nearest = min(HEAD_DIMS, key=lambda d: abs(d - self.head_dim))
             raise UnsupportedError(f"`head_dim` must be one of {HEAD_DIMS}; got {self.head_dim}. The nearest is {nearest}.")
-        if self.family not in (None, "sm80"):
-            raise UnsupportedError(f"`family` must be 'sm80'; got {self.family!r}.")
-        self._set(family="sm80")
+        self._resolve_source(target)
         for name in ("cta_s", "cta_q", "stages", "warps", "min_ctas"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -104,11 +106,39 @@ class KernelSpec:
             self._set(warps=self.warps or tuning.COPY_WARPS, min_ctas=self.min_ctas or 1)
         if self.threads > 1024:
             raise ArgumentError(f"a CTA has at most 32 warps; got warps={self.warps}.")
-        if not self._fits(target):
+        if not self._fits():
+            granted = min(target.cta_shared_bytes, self.generation.cta_shared_bytes)
             raise UnsupportedError(
-                f"{self.name} needs {self.shared_bytes} bytes of shared memory per CTA; {target} grants {target.cta_shared_bytes}. "
+                f"{self.name} needs {self.shared_bytes} bytes of shared memory per CTA; {self.generation} grants {granted}. "
                 "Take fewer warps or stages."
             )
+
+    def _resolve_source(self, target: archs.Arch) -> None:
+        """Family and mma, which follow from the target unless they are given."""
+        if self.family not in (None, *archs.FAMILIES):
+            raise ArgumentError(f"`family` must be one of {archs.FAMILIES} or None; got {self.family!r}.")
+        if self.mma not in (None, *archs.MMAS):
+            raise ArgumentError(f"`mma` must be one of {tuple(archs.MMAS)} or None; got {self.mma!r}.")
+        family = self.family or (archs.MMAS[self.mma][0] if self.mma else target.family)
+        if family == "sm80" and target.family != family:
+            raise UnsupportedError(f"family 'sm80' needs sm_80 and up (cp.async, mma.m16n8k16); got {target}. Leave `family` None.")
+        if family == "sm70" and self.dtype == "bfloat16":
+            raise UnsupportedError(
+                f"bfloat16 needs the SM80 family, sm_80 and up: tensor cores before it multiply float16 only; got {target}"
+                f"{'' if target.family == family else ' with the SM70 family'}. Take dtype='float16'."
+            )
+        if self.op not in ("decode", *TILED):
+            self._clear("mma")
+            self._set(family=family)
+            return
+        default = target.mma if target.family == family else "m16n8k8"
+        self._set(family=family, mma=self.mma or default)
+        of, oldest = archs.MMAS[str(self.mma)]
+        if of != family:
+            names = " or ".join(repr(name) for name, (whose, _) in archs.MMAS.items() if whose == family)
+            raise ArgumentError(f"`mma` of family {family!r} must be {names}; got {self.mma!r}.")
+        if target.number < oldest:
+            raise UnsupportedError(f"mma.{self.mma} needs sm_{oldest} and up; got {target}. Leave `mma` None.")
 
     def _resolve_decode(self, target: archs.Arch) -> None:
         self._clear("cta_q")
@@ -117,14 +147,19 @@ class KernelSpec:
             raise ArgumentError(f"`heads` must be one of {HEAD_PACKS}; got {self.heads!r}.")
         if self.splits not in SPLITS:
             raise ArgumentError(f"`splits` must be one of {SPLITS}; got {self.splits!r}.")
-        tile = 32 if self.quantised else 16
+        tile = 32 if self.quantised or self.mma == "m8n8k4" else 16
         if self.cta_s not in (None, tile):
             raise ArgumentError(f"`cta_s` of this decode kernel must be {tile}; got {self.cta_s}.")
-        rows = tuning.DECODE.get((self.head_dim, self.heads, dtypes.of(self.kv_dtype).bits))
+        key = (self.head_dim, self.heads, dtypes.of(self.kv_dtype).bits)
+        rows = tuning.DECODE_OF[str(self.mma)].get(key)
+        if self.splits == "cut":
+            rows = tuning.DECODE_CUTS.get((str(self.mma), *key), rows)
         if rows is None:
             raise UnsupportedError(f"a pack must be of 8 heads for head_dim {self.head_dim} in {self.kv_dtype}; got heads={self.heads}.")
-        self._take(rows, target)
-        if self.stages is not None and self.stages < 2:
+        self._take(rows)
+        if self.family == "sm70" and self.stages != 1:
+            raise ArgumentError(f"`stages` of the SM70 family's decode must be 1; got {self.stages}.")
+        if self.family == "sm80" and self.stages is not None and self.stages < 2:
             raise ArgumentError(f"`stages` must be at least 2; got {self.stages}.")
         if self.warps is not None and self.warps > 16:
             raise ArgumentError(f"a decode CTA has at most 16 warps; got {self.warps}.")
@@ -133,7 +168,12 @@ class KernelSpec:
         self._clear("heads", "splits")
         if self.op == "varlen" and self.quantised:
             raise UnsupportedError(f"contiguous K and V must hold the activations' own type, {self.dtype}; got kv_dtype={self.kv_dtype!r}.")
-        self._take(tuning.PREFILL[self.head_dim, self.quantised], target)
+        rows = tuning.PREFILL_OF[str(self.mma)].get((self.head_dim, self.quantised))
+        if rows is None:
+            raise UnsupportedError(
+                f"{self.op} by mma.{self.mma} is not in this version; got {target}. Sequences of one query decode there."
+            )
+        self._take(rows)
         assert self.warps is not None
         assert self.cta_q is not None
         if self.cta_q % (16 * self.warps):
@@ -143,17 +183,13 @@ class KernelSpec:
         if self.stages != 2:
             raise ArgumentError(f"`stages` of a prefill kernel must be 2; got {self.stages}.")
 
-    def _take(self, rows: Iterable[Any], target: archs.Arch) -> None:
+    def _take(self, rows: Iterable[Any]) -> None:
         """Fill open fields from the first row of the tuning table that fits; the caller's own fields stand."""
         own = {name: getattr(self, name) for name in ("cta_s", "cta_q", "stages", "warps", "min_ctas") if getattr(self, name) is not None}
         for row in rows:
             self._set(**{**row._asdict(), **own})
-            if self._fits(target):
+            if self._fits():
                 return
-
-    def _fits(self, target: archs.Arch) -> bool:
-        taken = self.shared_bytes + STATIC_SHARED_BYTES
-        return taken <= target.cta_shared_bytes and (self.min_ctas or 1) * (taken + 1024) <= target.sm_shared_bytes + STATIC_SHARED_BYTES
 
     def _set(self, **fields: Any) -> None:
         for name, value in fields.items():
@@ -169,60 +205,6 @@ class KernelSpec:
         """Threads of a CTA."""
         return 32 * (self.warps or 0)
 
-    @property
-    def quantised(self) -> bool:
-        """Whether the cache holds codes."""
-        return self.kv_dtype != self.dtype
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one token of one head in the cache."""
-        return self.head_dim * dtypes.of(self.kv_dtype).bits // 8
-
-    @property
-    def ring_bytes(self) -> int:
-        """Decode: one warp's ring of K and V tiles. Prefill: the CTA's."""
-        tile = 2 * (self.cta_s or 0)
-        if not self.quantised:
-            return (self.stages or 0) * tile * self.row_bytes
-        codes = tile * (self.row_bytes + 4)  # and (scale, zero) of each row
-        return (self.stages or 0) * codes if self.op == "decode" else codes + tile * self.head_dim * 2
-
-    @property
-    def piece_bytes(self) -> int:
-        """A piece of split work in float32. Decode: O (heads, head_dim), m and l (heads). Prefill: every thread's O, m and l."""
-        if self.op in TILED:
-            # a row's l stands in four lanes, each with its own share
-            return 4 * (self.cta_q or 0) * (self.head_dim + 4 * 2)
-        return 4 * (self.heads or 0) * (self.head_dim + 2)
-
-    @property
-    def query_bytes(self) -> int:
-        """Shared memory of the queries: prefill's tile; decode's only where registers do not hold it (once per warp)."""
-        if self.op in TILED:
-            return (self.cta_q or 0) * self.head_dim * 2
-        return (self.heads or 0) * self.head_dim * 2 if self.query_in_shared else 0
-
-    @property
-    def query_in_shared(self) -> bool:
-        """Decode: 16 heads of a wide head leave no registers for Q beside O."""
-        return self.op == "decode" and (self.heads or 0) * self.head_dim > 16 * 128
-
-    @property
-    def few_registers(self) -> bool:
-        """Decode from codes: addresses are recomputed rather than kept where packs, heads or cuts need the registers."""
-        return (self.heads or 0) > 8 or self.head_dim > 192 or self.splits == "cut"
-
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory of a CTA."""
-        if self.op == "decode":
-            pieces = self.piece_bytes if self.splits == "flat" else 0
-            return (self.warps or 0) * (self.ring_bytes + self.query_bytes + pieces)
-        if self.op == "append":  # a warp's rows on their way through bias and rotation
-            return 512 * (self.warps or 0) if self.quantised else 0
-        return self.ring_bytes + self.query_bytes if self.op in TILED else 0
-
     @cached_property
     def name(self) -> str:
         """Entry point, store directory, test id and error text."""
@@ -232,6 +214,8 @@ class KernelSpec:
             parts += [f"h{self.heads}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", str(self.splits)]
         if self.op in TILED:
             parts += [f"q{self.cta_q}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", f"c{self.min_ctas}"]
+        if self.family == "sm70" and self.mma:
+            parts.append(self.mma)
         return "_".join([*parts, self.arch.replace("_", "")])
 
     @property
@@ -244,13 +228,13 @@ class KernelSpec:
         return {"spec": self, "dtype": dtypes.of(self.dtype), "kv_dtype": dtypes.of(self.kv_dtype)}
 
 
-def decode_heads(head_dim: int, kv_dtype: str) -> tuple[int, ...]:
+def decode_heads(head_dim: int, kv_dtype: str, mma: str = "m16n8k16") -> tuple[int, ...]:
     """The sizes of packs of query heads that decode kernels exist for.
 
     >>> decode_heads(128, "int8"), decode_heads(256, "int8")
     ((8, 16), (8,))
     """
-    return tuple(heads for heads in HEAD_PACKS if (head_dim, heads, dtypes.of(kv_dtype).bits) in tuning.DECODE)
+    return tuple(heads for heads in HEAD_PACKS if (head_dim, heads, dtypes.of(kv_dtype).bits) in tuning.DECODE_OF[mma])
 
 
 def shipped(
@@ -262,23 +246,33 @@ def shipped(
 ) -> list[KernelSpec]:
     """The shipped set: every kernel that a call on these targets can ask for. In `kv_dtypes`, None stands for the activations' own type.
 
+    Where `dtypes_` is None, targets below sm_80 get float16 only.
+
     >>> len(shipped(["sm_90"], ["float16"], [128]))
     23
     """
     targets = [a.name for n, a in archs.ARCHS.items() if n >= archs.OLDEST] if archs_ is None else archs_
-    types = tuple(dtypes.ACTIVATIONS if dtypes_ is None else dtypes_)
+    types = None if dtypes_ is None else tuple(dtypes_)
     dims = tuple(HEAD_DIMS if head_dims is None else head_dims)
-    chosen = tuple(OPS if ops is None else ops)
+    chosen = None if ops is None else tuple(ops)
     stored = tuple(KV_DTYPES if kv_dtypes is None else kv_dtypes)
     return [
         spec
         for target in targets
-        for dtype in types
+        for dtype in (_types(target) if types is None else types)
         for dim in dims
-        for op in chosen
+        for op in (_ops(target) if chosen is None else chosen)
         for kv_dtype in (stored if op not in ("varlen", "merge") else (None,))
         for spec in _variants(op, dtype, kv_dtype, dim, target)
     ]
+
+
+def _types(target: str) -> tuple[str, ...]:
+    return dtypes.ACTIVATIONS if archs.parse(target).family == "sm80" else ("float16",)
+
+
+def _ops(target: str) -> tuple[str, ...]:
+    return tuple(op for op in OPS if op not in TILED or tuning.PREFILL_OF[archs.parse(target).mma])
 
 
 def _variants(op: str, dtype: str, kv_dtype: str | None, head_dim: int, target: str) -> Iterator[KernelSpec]:
@@ -286,6 +280,6 @@ def _variants(op: str, dtype: str, kv_dtype: str | None, head_dim: int, target: 
         yield KernelSpec(op=op, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, arch=target)
         return
     stored = dtypes.stored(kv_dtype, dtypes.activation(dtype)).name
-    for heads in decode_heads(head_dim, stored) or HEAD_PACKS:  # none: KernelSpec says why
+    for heads in decode_heads(head_dim, stored, archs.parse(target).mma) or HEAD_PACKS:  # none: KernelSpec says why
         for splits in SPLITS:
             yield KernelSpec(op=op, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, arch=target, heads=heads, splits=splits)

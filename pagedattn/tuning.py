@@ -54,6 +54,74 @@ DECODE: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
     (256, 8, 4): (DecodeTile(8, 2, 32), DecodeTile(6, 2, 32), DecodeTile(3, 2, 32)),
 }
 
+# The SM70 family: one slot a warp, which K and V take in turn; a tile waits in registers while the one before it is computed.
+DECODE_M16N8K8: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
+    (64, 8, 16): (DecodeTile(12, 1),),
+    (64, 16, 16): (DecodeTile(12, 1),),
+    (96, 8, 16): (DecodeTile(12, 1),),
+    (96, 16, 16): (DecodeTile(8, 1),),
+    (128, 8, 16): (DecodeTile(12, 1),),
+    (128, 16, 16): (DecodeTile(8, 1),),
+    (192, 8, 16): (DecodeTile(8, 1),),
+    (192, 16, 16): (DecodeTile(4, 1),),
+    (256, 8, 16): (DecodeTile(7, 1),),
+    (256, 16, 16): (DecodeTile(3, 1),),
+    (64, 8, 8): (DecodeTile(12, 1, 32),),
+    (64, 16, 8): (DecodeTile(8, 1, 32),),
+    (96, 8, 8): (DecodeTile(8, 1, 32),),
+    (96, 16, 8): (DecodeTile(8, 1, 32),),
+    (128, 8, 8): (DecodeTile(8, 1, 32),),
+    (128, 16, 8): (DecodeTile(8, 1, 32),),
+    (192, 8, 8): (DecodeTile(8, 1, 32),),
+    (256, 8, 8): (DecodeTile(7, 1, 32),),
+    (64, 8, 4): (DecodeTile(12, 1, 32),),
+    (64, 16, 4): (DecodeTile(8, 1, 32),),
+    (96, 8, 4): (DecodeTile(12, 1, 32),),
+    (96, 16, 4): (DecodeTile(8, 1, 32),),
+    (128, 8, 4): (DecodeTile(12, 1, 32),),
+    (128, 16, 4): (DecodeTile(8, 1, 32),),
+    (192, 8, 4): (DecodeTile(8, 1, 32),),
+    (256, 8, 4): (DecodeTile(7, 1, 32),),
+}
+DECODE_M8N8K4: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
+    (64, 8, 16): (DecodeTile(8, 1, 32),),
+    (64, 16, 16): (DecodeTile(8, 1, 32),),
+    (96, 8, 16): (DecodeTile(8, 1, 32),),
+    (96, 16, 16): (DecodeTile(8, 1, 32), DecodeTile(5, 1, 32)),
+    (128, 8, 16): (DecodeTile(8, 1, 32), DecodeTile(5, 1, 32)),
+    (128, 16, 16): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
+    (192, 8, 16): (DecodeTile(5, 1, 32), DecodeTile(3, 1, 32)),
+    (192, 16, 16): (DecodeTile(4, 1, 32), DecodeTile(3, 1, 32)),
+    (256, 8, 16): (DecodeTile(4, 1, 32), DecodeTile(2, 1, 32)),
+    (256, 16, 16): (DecodeTile(3, 1, 32), DecodeTile(2, 1, 32)),
+    (64, 8, 8): (DecodeTile(8, 1, 32),),
+    (64, 16, 8): (DecodeTile(8, 1, 32),),
+    (96, 8, 8): (DecodeTile(8, 1, 32),),
+    (96, 16, 8): (DecodeTile(8, 1, 32),),
+    (128, 8, 8): (DecodeTile(8, 1, 32),),
+    (128, 16, 8): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
+    (192, 8, 8): (DecodeTile(8, 1, 32), DecodeTile(5, 1, 32)),
+    (192, 16, 8): (DecodeTile(4, 1, 32), DecodeTile(3, 1, 32)),
+    (256, 8, 8): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
+    (256, 16, 8): (DecodeTile(3, 1, 32), DecodeTile(2, 1, 32)),
+    (64, 8, 4): (DecodeTile(8, 1, 32),),
+    (64, 16, 4): (DecodeTile(8, 1, 32),),
+    (96, 8, 4): (DecodeTile(8, 1, 32),),
+    (96, 16, 4): (DecodeTile(8, 1, 32),),
+    (128, 8, 4): (DecodeTile(8, 1, 32),),
+    (128, 16, 4): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
+    (192, 8, 4): (DecodeTile(8, 1, 32), DecodeTile(5, 1, 32)),
+    (192, 16, 4): (DecodeTile(4, 1, 32), DecodeTile(3, 1, 32)),
+    (256, 8, 4): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
+    (256, 16, 4): (DecodeTile(3, 1, 32), DecodeTile(2, 1, 32)),
+}
+# Cuts keep more in registers: fewer warps where those of a flat list would spill.
+DECODE_CUTS = {
+    ("m16n8k8", 128, 8, 16): (DecodeTile(8, 1),),
+    ("m16n8k8", 128, 8, 4): (DecodeTile(8, 1, 32),),
+}
+DECODE_OF = {"m16n8k16": DECODE, "m16n8k8": DECODE_M16N8K8, "m8n8k4": DECODE_M8N8K4}
+
 # (head_dim, whether the cache holds codes) -> rows. Codes become elements once a CTA: more query rows share the work.
 PREFILL: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
     (64, False): (PrefillTile(4, 128, 64, 2), PrefillTile(4, 128, 64, 1)),
@@ -67,5 +135,8 @@ PREFILL: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
     (192, True): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
     (256, True): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
 }
+PREFILL_M16N8K8: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {}
+PREFILL_M8N8K4: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {}
+PREFILL_OF = {"m16n8k16": PREFILL, "m16n8k8": PREFILL_M16N8K8, "m8n8k4": PREFILL_M8N8K4}
 
 COPY_WARPS = 8  # append, gather, merge: plain copies

@@ -65,7 +65,7 @@ def workspace_bytes(
     layout = BlockLayout(num_kv_heads, head_dim, dtype=dtype, kv_dtype=kv_dtype)
     if num_heads % num_kv_heads:
         raise ArgumentError(f"`num_heads` must be a multiple of num_kv_heads, {num_kv_heads}; got {num_heads}.")
-    device: Any = SimpleNamespace(arch=archs.parse(arch), sm_count=sm_count)
+    device: Any = SimpleNamespace(arch=archs.parse(arch), source=archs.parse(arch), sm_count=sm_count)
     batch: Any = SimpleNamespace(batch_size=batch_size, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
     spec, _, packs, places = dispatch.plan_decode(device, layout, num_heads // num_kv_heads, batch, num_splits or 0)
     pieces = places * batch_size * num_kv_heads * packs if num_splits else places

@@ -25,7 +25,7 @@ struct TokenPlace {
 
     template<class Params>
     DEVICE TokenPlace(const Params& p, int b, int position)
-        : block(p.pool + p.block_table[(i64)b * p.max_blocks + (position >> p.block_len_log2)] * p.block_bytes),
+        : block(p.pool + (u64)p.block_bytes * (u32)p.block_table[(i64)b * p.max_blocks + (position >> p.block_len_log2)]),
           ti(position & ((1 << p.block_len_log2) - 1))
     {}
 };

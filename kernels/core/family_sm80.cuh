@@ -6,5 +6,7 @@
 #endif
 
 namespace arch {
-struct Sm80 {};
+struct Sm80 {
+    static constexpr bool kTurns = false;  // decode's K and V have places of their own
+};
 }  // namespace arch

@@ -28,9 +28,16 @@ struct Pair<half_t> {
 
     static DEVICE u32 pack(float lo, float hi)
     {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800  // the conversion of two at once came with sm_80
+        u16 a, b;
+        cvt_rn_f16_f32(a, lo);
+        cvt_rn_f16_f32(b, hi);
+        return a | (u32)b << 16;
+#else
         u32 d;
         cvt_rn_f16x2_f32(d, hi, lo);
         return d;
+#endif
     }
 };
 

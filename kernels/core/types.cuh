@@ -25,6 +25,12 @@ DEVICE int opaque(int x)
     return x;
 }
 
+DEVICE float opaque(float x)
+{
+    asm volatile("" : "+f"(x));
+    return x;
+}
+
 template<bool kFirst, class A, class B>
 struct IfElse {
     using Type = A;

@@ -3,7 +3,7 @@
 // of overhead, then one unit a tile. Every warp takes an equal, contiguous range of units, so ragged batches balance themselves.
 #pragma once
 
-#include "core/types.cuh"
+#include "core/warp.cuh"
 
 constexpr int kSegmentUnits = 1;  // what starting a segment costs, in tiles
 
@@ -18,6 +18,7 @@ template<class Params, int CTA_S>
 struct Cursor {
     int b, slot;      // sequence; segment within it: KV head * head_packs + pack
     int tile, tiles;  // tile within the segment, and how many there are
+    int stop;         // tiles [tile, stop) of the segment are left to the warp; none: it is done
     int len, first;   // keys of the sequence; its first tile that the window lets through
     int start;        // unit at which the segment begins
 
@@ -47,17 +48,30 @@ struct Cursor {
 
     DEVICE void enter(const Params& p) { tiles = count_tiles(p, b, len, first); }
 
-    DEVICE int unit() const { return start + kSegmentUnits + tile; }
+    // The warp's range of units ends at `end`.
+    DEVICE void end_at(int end) { stop = min(tiles, end - start - kSegmentUnits); }
+
+    DEVICE bool done() const { return tile >= stop; }
 
     DEVICE int key() const { return (first + tile) * CTA_S; }
 
     DEVICE int segment(const Params& p) const { return b * slots(p) + slot; }
 
-    DEVICE void next(const Params& p)
+    // After the last of its tiles: to the beginning of the next segment that has keys, if the range reaches it.
+    DEVICE void leave(const Params& p, int end)
     {
-        if (++tile < tiles) {
-            return;
+        if (stop == tiles) {
+            enter_next(p);
+            end_at(end);
         }
+        if (done()) {
+            first = tile = stop = 0;  // a tile that surely exists, of whichever sequence
+        }
+    }
+
+private:
+    DEVICE void enter_next(const Params& p)
+    {
         tile = 0;
         start += tiles + kSegmentUnits;
         if (++slot < slots(p)) {
@@ -109,7 +123,7 @@ struct FlatPlan {
         for (int b = kHeld * kWarpSize + lane; b < p.batch_size; b += kWarpSize) {
             total += Place::count_units(p, b);
         }
-        total = __reduce_add_sync(kFullWarp, total) * Place::slots(p);
+        total = warp_sum(total) * Place::slots(p);
     }
 
     // The place of unit `at`, which must be below the total.

@@ -6,12 +6,16 @@
 
 // A warp leaves at most two pieces: of the segment that it found begun (even), and of the one that it left unfinished (odd).
 // A CTA leaves at most two in global memory likewise.
-template<class P_, int kWarps>
+// `kSharedPieces` of them lie in shared memory: the odd one in the warp's drained ring, the even one behind the rings; others in the workspace,
+// behind what CTAs leave for each other.
+template<class P_, int kWarps, int kRingBytes, int kSharedPieces>
 struct FlatMerge {
     using P = P_;
     static constexpr int kThreads = kWarps * kWarpSize;
     static constexpr int kItems = P::kHeads * P::kQuads;
+    static constexpr int kTeamBytes = (kItems > kThreads ? kItems : kThreads) * sizeof(Merged);  // shared memory that MergeGrid takes
     static_assert(2 * kWarps <= kWarpSize, "one lane for each piece");
+    static_assert(!kSharedPieces || P::kBytes <= kRingBytes, "a drained ring holds a piece");
 
     struct Part {  // of a segment: tiles [first, end) of `tiles`
         int b, slot, row, start, tiles, first, end;
@@ -28,10 +32,14 @@ struct FlatMerge {
     SharedStorage& shared;
     char* smem;  // the warps' rings, then a place for each warp's even piece
 
-    DEVICE float* place(int e) const
+    template<class Params>
+    DEVICE float* place(const Params& p, int e) const
     {
-        constexpr int kRing = P::kRingBytes;
-        return (float*)(smem + (e & 1 ? (e >> 1) * kRing : kWarps * kRing + (e >> 1) * P::kBytes));
+        constexpr int kOutside = 2 - kSharedPieces;
+        if (kOutside == 0 || (kOutside == 1 && e & 1)) {
+            return (float*)(smem + (e & 1 ? (e >> 1) * kRingBytes : kWarps * kRingBytes + (e >> 1) * P::kBytes));
+        }
+        return p.partial_o + (i64)(gridDim.x * 2 + blockIdx.x * kWarps * kOutside + (kOutside == 1 ? e >> 1 : e)) * P::kFloats;
     }
 
     DEVICE void Begin(const Shares& shares, int thread) const
@@ -65,7 +73,7 @@ struct FlatMerge {
             const bool whole = first == 0 && end == part[e].tiles;
             const OutRows rows = OutRows::of<typename P::Impl>(p, b, slot, part[e].row);
             // piece 0 is e; every later one is the even piece of the next warp
-            auto at = [&](int i) { return place(i == 0 ? e : 2 * (warp0 + i)); };
+            auto at = [&](int i) { return place(p, i == 0 ? e : 2 * (warp0 + i)); };
             for (int item = (thread + kThreads - r * kItems % kThreads) % kThreads; item < kItems; item += kThreads) {
                 const int head = item / P::kQuads, quad = item % P::kQuads;
                 if (head >= rows.heads) {
@@ -111,18 +119,16 @@ struct FlatMerge {
     template<class Params>
     DEVICE void MergeGrid(const Params& p, int thread) const
     {
-        __threadfence();
         __syncthreads();
         if (thread < 2) {
             Left& left = shared.left[thread];
             if (left.b >= 0) {
                 u32* const count = p.partial_count + left.b * p.num_kv_heads * p.head_packs + left.slot;
-                left.last = atomicAdd(count, (u32)left.count) + left.count == (u32)left.tiles;
+                left.last = atom_add_acq_rel(count, left.count) + left.count == (u32)left.tiles;
                 if (left.last) {
                     *count = 0;  // for the next launch
                 }
             }
-            __threadfence();
         }
         __syncthreads();
         for (int which = 0; which < 2; ++which) {

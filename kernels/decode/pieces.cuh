@@ -1,7 +1,8 @@
 // A segment that several warps share is left in pieces (O, m, l), which merge in a fixed order: the same bits in every run.
 #pragma once
 
-#include "decode/mainloop_sm80.cuh"
+#include "core/softmax.cuh"
+#include "decode/mainloop.cuh"
 
 // Where the rows of a segment's query heads lie in out and lse.
 struct OutRows {
@@ -28,9 +29,7 @@ struct Pieces {
     static constexpr int kHeads = Impl::kHeads;
     static constexpr int kFloats = kHeads * (kHeadDim + 2);  // O[head][dim], m[head], l[head]
     static constexpr int kBytes = kFloats * 4;
-    static constexpr int kRingBytes = Mainloop::kRingBytes;
     static constexpr int kQuads = kHeadDim / 4;
-    static_assert(kBytes <= Mainloop::kRingBytes, "a drained ring holds a piece");
 
     static DEVICE float& m(float* piece, int head) { return piece[kHeads * kHeadDim + head]; }
     static DEVICE float& l(float* piece, int head) { return piece[kHeads * kHeadDim + kHeads + head]; }
@@ -51,22 +50,23 @@ struct Pieces {
         for (int n = 0; n < Impl::kHeadTiles; ++n) {
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-                const int head = 8 * n + 2 * t + e;
+                const int head = State::head(n, e, g, t);
                 if (head < rows.heads) {
-                    const RowEnd end(p, rows.head + head, s.frag_m[n][e], s.frag_l[n][2 + e]);
+                    const RowEnd end(p, rows.head + head, s.m(n, e), s.l(n, e));
                     T* const out = (T*)p.out + rows.out + head * kHeadDim;
 #pragma unroll
-                    for (int i = 0; i < Impl::kDimTiles; ++i) {
-                        const u32 pair = Pair<T>::pack(s.frag_o[i][n][e] * end.scale, s.frag_o[i][n][2 + e] * end.scale);
-                        if (i < Impl::kWholeTiles) {  // the two dims follow each other
-                            *(u32*)(out + Impl::dim_of(i, g, 0)) = pair;
+                    for (int i = 0; i < Impl::kDimPairs; ++i) {
+                        const float2 o = s.pair(i, n, e);
+                        const u32 pair = Pair<T>::pack(o.x * end.scale, o.y * end.scale);
+                        if (i < Impl::kWholePairs) {  // the two dims follow each other
+                            *(u32*)(out + Impl::dim_of(i, g, t, 0)) = pair;
                         }
                         else {
-                            out[Impl::dim_of(i, g, 0)] = T{(u16)pair};
-                            out[Impl::dim_of(i, g, 1)] = T{(u16)(pair >> 16)};
+                            out[Impl::dim_of(i, g, t, 0)] = T{(u16)pair};
+                            out[Impl::dim_of(i, g, t, 1)] = T{(u16)(pair >> 16)};
                         }
                     }
-                    if (g == 0) {
+                    if (State::tells(g, t)) {
                         StoreLse(p, rows, head, end.lse);
                     }
                 }
@@ -80,22 +80,22 @@ struct Pieces {
         for (int n = 0; n < Impl::kHeadTiles; ++n) {
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-                const int head = 8 * n + 2 * t + e;
+                const int head = State::head(n, e, g, t);
                 if (head < heads) {
 #pragma unroll
-                    for (int i = 0; i < Impl::kDimTiles; ++i) {
+                    for (int i = 0; i < Impl::kDimPairs; ++i) {
                         float* const row = piece + head * kHeadDim;
-                        if (i < Impl::kWholeTiles) {
-                            *(float2*)(row + Impl::dim_of(i, g, 0)) = make_float2(s.frag_o[i][n][e], s.frag_o[i][n][2 + e]);
+                        if (i < Impl::kWholePairs) {
+                            *(float2*)(row + Impl::dim_of(i, g, t, 0)) = s.pair(i, n, e);
                         }
                         else {
-                            row[Impl::dim_of(i, g, 0)] = s.frag_o[i][n][e];
-                            row[Impl::dim_of(i, g, 1)] = s.frag_o[i][n][2 + e];
+                            row[Impl::dim_of(i, g, t, 0)] = s.pair(i, n, e).x;
+                            row[Impl::dim_of(i, g, t, 1)] = s.pair(i, n, e).y;
                         }
                     }
-                    if (g == 0) {
-                        m(piece, head) = s.frag_m[n][e];
-                        l(piece, head) = s.frag_l[n][2 + e];
+                    if (State::tells(g, t)) {
+                        m(piece, head) = s.m(n, e);
+                        l(piece, head) = s.l(n, e);
                     }
                 }
             }
@@ -144,7 +144,7 @@ struct Merged {
 template<class P, class At>
 DEVICE Merged merge_global(int count, int head, int quad, At&& at)
 {
-    constexpr int kAtOnce = 6;
+    constexpr int kAtOnce = 9;
     Merged sum;
     sum.Clear();
     for (int i = 0; i < count; i += kAtOnce) {

@@ -11,6 +11,11 @@ constexpr int kValueParam = 3;
 
 constexpr int kMinBlockLen = 16;
 
+DEVICE constexpr int log2_of(int x)
+{
+    return x > 1 ? 1 + log2_of(x / 2) : 0;
+}
+
 // kHeld: parts of a tile whose blocks are held while the tile is current; with one for every 16 rows no row is ever searched.
 template<class BlockHead_, int CTA_S, int kHeld = 1>
 struct BlockIterator {
@@ -18,8 +23,6 @@ struct BlockIterator {
     static constexpr int kParts = kHeld;
     static constexpr int kPartRows = CTA_S / kParts;
     BlockHead block_head_;
-    char* pool_;
-    i64 block_bytes_;
     const int* block_table_;  // of this sequence
     int block_len_log2_;
     int tile_;
@@ -31,8 +34,10 @@ struct BlockIterator {
         tile_ = tile;
 #pragma unroll
         for (int i = 0; i < kHeld; ++i) {
-            const int token = tile * CTA_S + i * kPartRows;
-            block_[i] = block_table_[(i ? min(token, len - 1) : token) >> block_len_log2_];
+            if (i == 0 || !Joined()) {
+                const int token = tile * CTA_S + i * kPartRows;
+                block_[i] = block_table_[(i ? min(token, len - 1) : token) >> block_len_log2_];
+            }
         }
     }
 
@@ -45,10 +50,10 @@ struct BlockIterator {
     }
 
     // Whether every held part lies in one block.
-    DEVICE bool OneBlock() const { return kPartRows <= kMinBlockLen || kPartRows <= 1 << block_len_log2_; }
+    DEVICE bool OneBlock() const { return kPartRows <= kMinBlockLen || log2_of(kPartRows) <= block_len_log2_; }
 
     // Whether the parts follow each other in one block.
-    DEVICE bool Joined() const { return kParts == 1 || CTA_S <= 1 << block_len_log2_; }
+    DEVICE bool Joined() const { return kParts == 1 || log2_of(CTA_S) <= block_len_log2_; }
 
     // From one row to the next, in a block.
     template<int Index>
@@ -57,36 +62,30 @@ struct BlockIterator {
         return Index <= kValueData ? BlockHead::Config::kRowBytes : BlockHead::Config::kParamBytes;
     }
 
-    // The address of row `row` of the tile; rows of a part that lies in one block follow each other.
+    // The address of row `row` of the tile, `bytes` further on; rows of a part that lies in one block follow each other.
     template<int Index>
-    DEVICE const char* OffsetPtr(int row) const
+    DEVICE const char* OffsetPtr(int row, int bytes = 0) const
     {
-        return At<Index>(block_[row / kPartRows], tile_ * CTA_S + row);
+        return PtrIn<Index>(block_[row / kPartRows], row, bytes);
     }
 
-    // The same for a part that spans blocks: each row looks its block up.
-    template<int Index>
-    DEVICE const char* SearchPtr(int row) const
-    {
-        const int token = tile_ * CTA_S + row;
-        return At<Index>(block_table_[token >> block_len_log2_], token);
-    }
+    // The block of a row, looked up now.
+    DEVICE int Find(int row) const { return block_table_[(tile_ * CTA_S + row) >> block_len_log2_]; }
 
-private:
+    // The same in a block that is known.
     template<int Index>
-    DEVICE const char* At(int block, int token) const
+    DEVICE const char* PtrIn(int block, int row, int bytes) const
     {
-        char* const base = pool_ + block * block_bytes_;
-        const int ti = token & ((1 << block_len_log2_) - 1);
+        const int ti = (tile_ * CTA_S + row) & ((1 << block_len_log2_) - 1);
         switch (Index) {
         case kKeyData:
-            return block_head_.k_data(base, ti);
+            return block_head_.k_data(block, ti, bytes);
         case kValueData:
-            return block_head_.v_data(base, ti);
+            return block_head_.v_data(block, ti, bytes);
         case kKeyParam:
-            return block_head_.k_param(base, ti);
+            return block_head_.k_param(block, ti, bytes);
         default:
-            return block_head_.v_param(base, ti);
+            return block_head_.v_param(block, ti, bytes);
         }
     }
 };
@@ -100,13 +99,7 @@ struct BlockIteratorFactory {
     template<class Params>
     static DEVICE Iterator Create(const Params& p, int batch_idx, int head_idx)
     {
-        return {Head{BlockLayout::of(p), head_idx},
-                p.pool,
-                p.block_bytes,
-                p.block_table + (i64)batch_idx * p.max_blocks,
-                p.block_len_log2,
-                0,
-                {}};
+        return {Head::of(p, head_idx), p.block_table + (i64)batch_idx * p.max_blocks, p.block_len_log2, 0, {}};
     }
 };
 

@@ -26,7 +26,7 @@ struct Sm80GmemIterator: BaseGmemIterator<T, Map, SmemLayout> {
             return;
         }
         if (!cache.OneBlock()) {
-            CopySpread(cache, slot, max_s);
+            CopyParts(cache, slot, max_s);
         }
         else if (max_s < Map::kRowsPerIter * Map::kIterS) {
             Copy<true>(cache, slot, max_s);
@@ -41,7 +41,7 @@ private:
     DEVICE void Copy(const CacheIter& cache, u32 slot, int max_s) const
     {
         const int row_bytes = cache.template RowBytes<Index>();
-        const char* const src = cache.template OffsetPtr<Index>(0) + row_ * row_bytes + chunk_ * kChunkBytes;
+        const char* const src = cache.template OffsetPtr<Index>(0, row_ * row_bytes + chunk_ * kChunkBytes);
 #pragma unroll
         for (int i = 0; i < Map::kIterS; ++i) {
             const u32 dst = SmemLayout::down(dst_ + slot, i * Map::kRowsPerIter);
@@ -54,14 +54,32 @@ private:
         }
     }
 
+    // Blocks that may be smaller than the tile: each kMinBlockLen rows are looked up once.
     template<class CacheIter>
-    DEVICE void CopySpread(const CacheIter& cache, u32 slot, int max_s) const
+    DEVICE void CopyParts(const CacheIter& cache, u32 slot, int max_s) const
     {
+        constexpr int kRowBytes = CacheIter::BlockHead::Config::kRowBytes, kRows = Map::kRowsPerIter * Map::kIterS;
+        if constexpr (Map::kRowsPerIter <= kMinBlockLen) {
+            int block[kRows / kMinBlockLen];
 #pragma unroll
-        for (int i = 0; i < Map::kIterS; ++i) {
-            const int row = row_ + i * Map::kRowsPerIter;
-            const char* const src = cache.template SearchPtr<Index>(min(row, max_s - 1)) + chunk_ * kChunkBytes;
-            cp_async_16_zfill(SmemLayout::down(dst_ + slot, i * Map::kRowsPerIter), src, row < max_s);
+            for (int part = 0; part < kRows / kMinBlockLen; ++part) {
+                block[part] = cache.Find(min(part * kMinBlockLen, max_s - 1));
+            }
+#pragma unroll
+            for (int i = 0; i < Map::kIterS; ++i) {
+                const int above = i * Map::kRowsPerIter, part = above / kMinBlockLen;
+                const char* const src = cache.template PtrIn<Index>(
+                    block[part], part * kMinBlockLen, (row_ + above - part * kMinBlockLen) * kRowBytes + chunk_ * kChunkBytes);
+                cp_async_16_zfill(SmemLayout::down(dst_ + slot, above), src, row_ + above < max_s);
+            }
+        }
+        else {
+#pragma unroll
+            for (int i = 0; i < Map::kIterS; ++i) {
+                const int row = row_ + i * Map::kRowsPerIter, found = min(row, max_s - 1);
+                const char* const src = cache.template PtrIn<Index>(cache.Find(found), found, chunk_ * kChunkBytes);
+                cp_async_16_zfill(SmemLayout::down(dst_ + slot, i * Map::kRowsPerIter), src, row < max_s);
+            }
         }
     }
 };
@@ -75,31 +93,53 @@ struct Sm80WarpGmemIterator: BaseGmemIterator<T, Map, SmemLayout> {
     DEVICE void Prefetch(const CacheIter& cache, int lane, u32 slot) const
     {
         static_assert(CacheIter::kParts <= 2, "a tile has one part or two");
-        const char* const first = cache.template OffsetPtr<Index>(0);
-        if constexpr (joined) {
-#pragma unroll
-            for (int i = 0; i < Map::kIterS; ++i) {
-                Copy(slot, Map::index(lane, i), first + Map::index(lane, i) * kChunkBytes);
-            }
+        constexpr int kPartChunks = Map::kChunks / CacheIter::kParts;
+        const u32 tile = this->smem_ + slot, dst = tile + SmemLayout::offset(lane);
+        const char* const first = cache.template OffsetPtr<Index>(0, lane * kChunkBytes);
+        const char* second = first;  // counted from the tile's first chunk, like `first`
+        if constexpr (!joined) {
+            second = cache.template OffsetPtr<Index>(CacheIter::kPartRows * (CacheIter::kParts - 1), lane * kChunkBytes) -
+                     kPartChunks * kChunkBytes;
         }
-        else {
-            constexpr int kPartChunks = Map::kChunks / CacheIter::kParts;
-            // counted from the tile's first chunk, like `first`
-            const char* const second =
-                cache.template OffsetPtr<Index>(CacheIter::kPartRows * (CacheIter::kParts - 1)) - kPartChunks * kChunkBytes;
 #pragma unroll
-            for (int i = 0; i < Map::kIterS; ++i) {
-                const int index = Map::index(lane, i);
-                Copy(slot, index, (index < kPartChunks ? first : second) + index * kChunkBytes);
+        for (int i = 0; i < Map::kIterS; ++i) {
+            if (Map::active(Map::index(lane, i))) {
+                const char* const src = Map::index(lane, i) < kPartChunks ? first : second;
+                cp_async_16(SmemLayout::copy_step(tile, dst, lane, i), src + i * kWarpSize * kChunkBytes);
             }
         }
     }
+};
 
-private:
-    DEVICE void Copy(u32 slot, int index, const char* src) const
+// The parameters of a tile's rows, K's and then V's, in one copy.
+template<class T, int kRows>
+struct Sm80WarpParamIterator {
+    static constexpr int kLanes = kRows * 2 * (int)sizeof(T) / kChunkBytes;  // for K, and as many for V
+    static_assert(2 * kLanes <= kWarpSize && (kLanes & (kLanes - 1)) == 0);
+
+    u32 smem_;
+
+    DEVICE void SetSmem(u32 smem) { smem_ = smem; }
+
+    template<bool joined, class CacheIter>
+    DEVICE void Prefetch(const CacheIter& cache, int lane, u32 slot) const
     {
-        if (Map::active(index)) {
-            cp_async_16(this->smem_ + slot + SmemLayout::offset(index), src);
+        constexpr int kPartLanes = kLanes / CacheIter::kParts, kLast = CacheIter::kParts - 1;
+        if (lane < 2 * kLanes) {
+            const int mine = lane % kLanes;
+            const char* k = cache.template OffsetPtr<kKeyParam>(0, mine * kChunkBytes);
+            if (!joined && mine >= kPartLanes) {
+                k = cache.template OffsetPtr<kKeyParam>(CacheIter::kPartRows * kLast, (mine - kPartLanes) * kChunkBytes);
+            }
+            cp_async_16(smem_ + slot + lane * kChunkBytes, k + (lane < kLanes ? 0 : cache.block_head_.layout.v_param_offset));
         }
     }
+};
+
+// What decode's tiles are made of here.
+struct Sm80WarpIterators {
+    template<class T, class Map, class SmemLayout, int Index>
+    using Data = Sm80WarpGmemIterator<T, Map, SmemLayout, Index>;
+    template<class T, int kRows>
+    using Params = Sm80WarpParamIterator<T, kRows>;
 };

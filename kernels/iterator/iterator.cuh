@@ -45,4 +45,26 @@ struct CombinedIterator {
         iterator0_.template Prefetch<joined>(args...);
         iterator1_.template Prefetch<joined>(args...);
     }
+
+    // What waits in registers, where tiles go through them.
+    struct Fragment {
+        typename Iterator0::Fragment frag0;
+        typename Iterator1::Fragment frag1;
+    };
+
+    static DEVICE constexpr int portions() { return Iterator0::portions(); }
+
+    template<bool flag, class CacheIter, class... Args>
+    DEVICE void Load(const CacheIter& cache, Fragment& frag, const Args&... args) const
+    {
+        iterator0_.template Load<flag>(cache, frag.frag0, args...);
+        iterator1_.template Load<flag>(cache, frag.frag1, args...);
+    }
+
+    template<class... Args>
+    DEVICE void Save(const Fragment& frag, const Args&... args) const
+    {
+        iterator0_.Save(frag.frag0, args...);
+        iterator1_.Save(frag.frag1, args...);
+    }
 };

@@ -28,16 +28,20 @@ struct LinearIterator {
         return Index == kKeyData ? k_row_bytes_ : v_row_bytes_;
     }
 
+    // The address of row `row` of the tile, `bytes` further on.
     template<int Index>
-    DEVICE const char* OffsetPtr(int row) const
+    DEVICE const char* OffsetPtr(int row, int bytes = 0) const
     {
-        return (Index == kKeyData ? k_ : v_) + (i64)(tile_ * CTA_S + row) * RowBytes<Index>();
+        return (Index == kKeyData ? k_ : v_) + (i64)(tile_ * CTA_S + row) * RowBytes<Index>() + bytes;
     }
 
+    // Never asked, for there is one block.
+    DEVICE int Find(int) const { return 0; }
+
     template<int Index>
-    DEVICE const char* SearchPtr(int row) const
+    DEVICE const char* PtrIn(int, int row, int bytes) const
     {
-        return OffsetPtr<Index>(row);
+        return OffsetPtr<Index>(row, bytes);
     }
 };
 

@@ -26,10 +26,12 @@ struct RakedThreadMap {
     static DEVICE bool active(int row) { return kCopyThreads == kThreads || row < kRowsPerIter; }
 };
 
-// A warp moves a tile of kChunks chunks, whose parts are contiguous in memory: 512 bytes an instruction.
-template<int kChunks_>
+// A warp moves a tile of kChunks chunks, whose parts are contiguous in memory: 512 bytes an instruction. Where the tile goes through registers, a
+// lane holds kWaiting chunks at once.
+template<int kChunks_, int kWaiting_ = 8>
 struct WarpLinearMap {
     static constexpr int kChunks = kChunks_;
+    static constexpr int kWaiting = kWaiting_;
     static constexpr int kIterS = (kChunks + kWarpSize - 1) / kWarpSize;
 
     static DEVICE int index(int lane, int i) { return i * kWarpSize + lane; }

@@ -21,8 +21,8 @@ struct ParamGmemIterator {
     template<class CacheIter>
     static DEVICE void Prefetch(const CacheIter& cache, u32 smem, int chunk, int max_s)
     {
-        cp_async_16_zfill(smem + chunk * kChunkBytes, cache.template SearchPtr<Index>(4 * chunk < max_s ? 4 * chunk : 0),
-                          4 * chunk < max_s);
+        const int row = 4 * chunk < max_s ? 4 * chunk : 0;
+        cp_async_16_zfill(smem + chunk * kChunkBytes, cache.template PtrIn<Index>(cache.Find(row), row, 0), 4 * chunk < max_s);
     }
 };
 

@@ -1,4 +1,4 @@
-// PTX ISA 9.7.9 ld, st, prefetch, prmt: plain data movement, 16 bytes a lane where it counts.
+// PTX ISA 9.7.9 ld, st, prefetch, prmt: plain data movement, 16 bytes a lane where it counts; 9.7.13.5 atom.
 #pragma once
 
 #include "core/types.cuh"
@@ -42,10 +42,30 @@ DEVICE void st_shared_v4(u32 a, const u32 (&v)[4])
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
 }
 
+// ld.global.nc.L1::no_allocate.v4.u32, .L2::128B where there is one (sm_75): 16 bytes that nothing writes meanwhile and nobody reads again
+DEVICE void ld_global_once(u32 (&d)[4], const void* p)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(p));
+#else
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "l"(p));
+#endif
+}
+
 // prefetch.global.L1
 DEVICE void prefetch_l1(const void* p)
 {
     asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
+}
+
+// atom.acq_rel.gpu.global.add.u32: a + x, returns a. What the CTA wrote before a barrier before it is seen by whoever finds its sum.
+DEVICE u32 atom_add_acq_rel(u32* a, u32 x)
+{
+    u32 d;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(d) : "l"(a), "r"(x) : "memory");
+    return d;
 }
 
 // prmt.b32 d, a, b, selector

@@ -17,6 +17,7 @@ struct Codes<half_t, 8> {
     static constexpr u32 kMiddlePair = 0x58005800u;
     static constexpr float kBias[2] = {1024.f, 1024.f};            // of a word's first and second pair of every k-step
     static constexpr u32 kUnbias[2] = {0xe400e400u, 0xe400e400u};  // minus that, as pairs
+    static constexpr u32 kCentre[2] = {0xe480e480u, 0xe480e480u};  // minus that and minus kMiddle
 
     // k-step 0 of a word of K: dims (0, 1) and (2, 3).
     static DEVICE void key_pairs(u32 (&d)[2], u32 word, int)
@@ -59,6 +60,7 @@ struct Codes<half_t, 4> {
     static constexpr u32 kMiddlePair = 0x48004800u;
     static constexpr float kBias[2] = {1024.f, 64.f};
     static constexpr u32 kUnbias[2] = {0xe400e400u, 0xd400d400u};
+    static constexpr u32 kCentre[2] = {0xe408e408u, 0xd480d480u};
 
     // k-step `step` of a word of K: dims 4 step + (0, 1) and (2, 3).
     static DEVICE void key_pairs(u32 (&d)[2], u32 word, int step)

@@ -31,55 +31,69 @@ struct LdmatrixSwizzle {
     }
 };
 
-// Decode's two share this: four neighbouring chunks stay neighbours, so an address is a lane's base and a step of 64 bytes, known when
-// compiling.
-struct QuadStep {
-    // The offset of `base` moved by `quads` times four chunks.
-    static DEVICE u32 step(u32 base, int quads) { return (base ^ (u32)(quads % 2 << 6)) + quads / 2 * kLineBytes; }
+// An address `base` moved by `bytes`, known when compiling: its bits within a line are XORed, so those of `base` and of `bytes` must differ.
+DEVICE u32 line_step(u32 base, int bytes)
+{
+    constexpr int kIn = kLineBytes - 1;
+    return (base ^ (u32)(bytes & kIn)) + (bytes & ~kIn);
+}
+
+// Decode's tiles: groups of kGroupChunks chunks, whole lines; in group g, chunk c lies at c ^ (g << kShift & kMask).
+template<int kGroupChunks_, int kShift, int kMask>
+struct GroupSwizzle {
+    static constexpr int kGroupChunks = kGroupChunks_;
+    static constexpr int kGroupBytes = kGroupChunks * kChunkBytes;
+    static constexpr bool kWholeLines = kGroupChunks % 8 == 0;
+    static_assert(kWholeLines || kMask == 0, "a flip stays in its line");
+
+    static DEVICE int flip(int g) { return (g << kShift & kMask) * kChunkBytes; }
+
+    static DEVICE int offset(int index)  // chunk index in the tile
+    {
+        return index * kChunkBytes ^ flip(index / kGroupChunks);
+    }
+
+    // A warp writes chunks 32 i + lane, tile at `tile`, a multiple of a line; `lane_base` is tile + offset(lane).
+    static DEVICE u32 copy_step(u32 tile, u32 lane_base, int lane, int i)
+    {
+        constexpr bool kEven = kWarpSize % kGroupChunks == 0 || kGroupChunks % kWarpSize == 0;
+        return kEven ? (lane_base ^ (u32)flip(i * kWarpSize / kGroupChunks)) + i * kWarpSize * kChunkBytes
+                     : tile + offset(i * kWarpSize + lane);
+    }
+
+    // Byte `byte` of group g. From byte < kSpan, a power of two, line_step moves it by any multiple of kSpan.
+    static DEVICE int group_offset(int g, int byte) { return g * kGroupBytes + (byte ^ flip(g)); }
 };
 
 // For 16-byte reads of decode's K: lanes (g, t) read rows 2g and 2g + 1, four neighbouring chunks for t = 0..3; eight lanes at a time are
 // two g.
 template<int kRowChunks>
-struct PairRowSwizzle: QuadStep {
-    static DEVICE int offset(int index)  // chunk index in the tile
-    {
-        return (index ^ (index / (2 * kRowChunks) & 1) << 2) * kChunkBytes;
-    }
-
-    // Row 2g, chunk t.
-    static DEVICE int lane_base(int g, int t) { return (2 * kRowChunks * g + (t ^ (g & 1) << 2)) * kChunkBytes; }
-};
+using PairRowSwizzle = GroupSwizzle<2 * kRowChunks, 2, 4>;
 
 // For reads of decode's V: lanes (g, t) read rows 4t .. 4t + 3, neighbouring chunks (or half chunks) for g = 0..7.
 template<int kRowChunks>
-struct QuadRowSwizzle: QuadStep {
-    static DEVICE int offset(int index) { return (index ^ (index / (4 * kRowChunks) & 3) << 1) * kChunkBytes; }
-
-    // Row 4t, chunk `chunk` < 8.
-    static DEVICE int lane_base(int chunk, int t) { return (4 * kRowChunks * t + (chunk ^ t << 1)) * kChunkBytes; }
-};
+using QuadRowSwizzle = GroupSwizzle<4 * kRowChunks, 1, 6>;
 
 // Tiles of codes, whose rows may be shorter than a line: lanes (g, t) read kWords words at a time. K: rows kLaneRows g + n, neighbouring
-// pieces for t = 0..3; V: rows 2 kLaneRows t + n, neighbouring pieces for g = 0..7.
+// pieces for t = 0..3, and as many bits of g flip as t leaves free in a line; where a group is not whole lines (48-byte rows), none, and
+// reads meet some banks four times.
 template<int kRowChunks, int kLaneRows, int kWords>
-struct CodeKeySwizzle {
-    static constexpr int kGroupChunks = kLaneRows * kRowChunks;
-    static constexpr bool kWholeLines = kGroupChunks % 8 == 0;  // else (48-byte rows) nothing moves, and reads meet some banks four times
-    static constexpr int kShift = kWords == 4 ? 2 : kWords == 2 ? 1 : 0;  // as many bits of g as t leaves free in a line
+using CodeKeySwizzle = GroupSwizzle<kLaneRows * kRowChunks,
+                                    kWords == 4   ? 2
+                                    : kWords == 2 ? 1
+                                                  : 0,
+                                    kLaneRows * kRowChunks % 8 ? 0 : 7>;
 
-    static DEVICE int flip(int g) { return kWholeLines ? g << kShift & 7 : 0; }
-    static DEVICE int offset(int index) { return (index ^ flip(index / kGroupChunks)) * kChunkBytes; }
-
-    // The address of byte `byte` of the rows of lane row group g.
-    static DEVICE int group_offset(int g, int byte) { return g * kGroupChunks * kChunkBytes + (byte ^ flip(g) * kChunkBytes); }
-};
-
+// V: rows 2 kLaneRows t + n, neighbouring pieces for g = 0..7.
 template<int kRowChunks, int kLaneRows>
-struct CodeValueSwizzle {
-    static constexpr int kGroupChunks = 2 * kLaneRows * kRowChunks;
+using CodeValueSwizzle = GroupSwizzle<2 * kLaneRows * kRowChunks, 1, 6>;
 
-    static DEVICE int offset(int index) { return (index ^ (index / kGroupChunks & 3) << 1) * kChunkBytes; }
-
-    static DEVICE int group_offset(int t, int byte) { return t * kGroupChunks * kChunkBytes + (byte ^ (t << 1) * kChunkBytes); }
+// For tiles that m8n8k4 reads: eight lanes read one chunk column of eight neighbouring rows, or two of four. Rows that share lines differ in
+// some of the three bits already; the others flip.
+template<int kRowChunks, int kFlips = kRowChunks % 8 == 0   ? 8
+                                      : kRowChunks % 4 == 0 ? 4
+                                      : kRowChunks % 2 == 0 ? 2
+                                                            : 1>
+struct RowSwizzle: GroupSwizzle<kRowChunks * 8 / kFlips, 0, kFlips - 1> {
+    static DEVICE int flip_of_row(int row) { return RowSwizzle::flip(row / (8 / kFlips)); }
 };

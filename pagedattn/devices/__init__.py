@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def get(name: str | Device | None = None) -> Device:
     """The device called `name`: "cpu", "cuda", "cuda:1", "interpreter:sm_90"; None is "cuda" where a GPU is usable, else "cpu".
 
+    "cuda:1+sm_75" is that GPU with the kernels that an sm_75 would get, compiled for it: a way to try them without the card.
+
     >>> get("cpu").name
     'cpu'
     """
@@ -33,20 +35,21 @@ def get(name: str | Device | None = None) -> Device:
 
 @cache
 def _get(name: str) -> Device:
-    kind, _, index = name.partition(":")
-    if kind == "cpu" and not index:
+    place, plus, source = name.partition("+")
+    kind, _, index = place.partition(":")
+    if kind == "cpu" and not index and not plus:
         from pagedattn.devices.cpu import CpuDevice
 
         return CpuDevice()
     if kind == "cuda" and (not index or index.isdecimal()):
         from pagedattn.devices.cuda import CudaDevice
 
-        return _get(f"cuda:{CudaDevice.current()}") if not index else CudaDevice(int(index))
-    if kind == "interpreter":
+        return _get(f"cuda:{CudaDevice.current()}{plus}{source}") if not index else CudaDevice(int(index), source if plus else None)
+    if kind == "interpreter" and not plus:
         from pagedattn.devices.interpreter import InterpreterDevice
 
         return InterpreterDevice(index) if index else _get("interpreter:sm_80")
-    raise ArgumentError(f"`device` must be 'cuda', 'cuda:N', 'cpu', 'interpreter' or 'interpreter:sm_XX'; got {name!r}.")
+    raise ArgumentError(f"`device` must be 'cuda', 'cuda:N', 'cuda:N+sm_75', 'cpu', 'interpreter' or 'interpreter:sm_XX'; got {name!r}.")
 
 
 def _launch(kernel: Kernel, params: bytes, grid: int, stream: Any) -> None:

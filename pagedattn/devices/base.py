@@ -11,6 +11,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from pagedattn.arch import Arch
+    from pagedattn.kernel import Kernel
     from pagedattn.plan import Plan
     from pagedattn.problem import Problem
 
@@ -21,11 +22,13 @@ class Device(ABC):
     Attributes
     ----------
     name : str
-        "cpu", "cuda:0".
+        "cpu", "cuda:0", "cuda:0+sm_75".
     index : int
         The CUDA device's number; 0 elsewhere.
     arch : Arch or None
         The target that kernels are compiled for; None: this device runs no kernels.
+    source : Arch or None
+        The target whose kernels run, tiles and all, compiled for `arch`: `arch` itself unless the device's name asks for another's.
     array_type : type
         What its arrays are: numpy.ndarray or cupy.ndarray.
     """
@@ -34,6 +37,10 @@ class Device(ABC):
     index: int
     arch: Arch | None
     array_type: type
+
+    @property
+    def source(self) -> Arch | None:
+        return self.arch
 
     @abstractmethod
     def empty(self, shape: Sequence[int], dtype: Any, stream: Any = None) -> Any:
@@ -84,6 +91,10 @@ class Device(ABC):
     ) -> None:
         """Execute what was prepared, on these arrays (`params.ARRAYS`, None where there is none)."""
         raise NotImplementedError(f"{self.name} leaves no plans.")
+
+    def load(self, kernel: Kernel) -> None:
+        """Make a kernel ready to run here."""
+        raise NotImplementedError(f"{self.name} runs no kernels.")
 
     @abstractmethod
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:

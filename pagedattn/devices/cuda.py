@@ -15,6 +15,7 @@ from pagedattn import arch as archs
 from pagedattn import dispatch, env
 from pagedattn.build import build
 from pagedattn.devices.base import Device
+from pagedattn.devices.streams import Foreign, stream_address
 from pagedattn.errors import ArgumentError, DeviceFault, UnsupportedError
 from pagedattn.params import STRUCT_BYTES, fill
 from pagedattn.plan import Plan, Step
@@ -46,6 +47,14 @@ def _number(index: int) -> int:
     return int(cupy.cuda.Device(index).compute_capability)
 
 
+def _foreign(source: str, own: archs.Arch) -> archs.Arch:
+    """The target that a device's name asks for after its "+"."""
+    target = archs.parse(source)
+    if target.family != "sm70" or target > own:
+        raise ArgumentError(f"`device` may ask for the kernels of sm_70 or sm_75, not newer than the GPU's own {own}; got '+{source}'.")
+    return target
+
+
 class _Loaded(NamedTuple):
     function: int
     threads: int
@@ -59,15 +68,6 @@ class _Workspace(NamedTuple):
     partial_address: int
     count_address: int
     arrays: Any  # keeps the memory
-
-
-class _Foreign(NamedTuple):
-    """A stream of which the address is known, as CuPy takes it."""
-
-    address: int
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.address  # the protocol's version
 
 
 class _Arguments(threading.local):
@@ -90,9 +90,14 @@ class CudaDevice(Device):
         The CUDA device's number.
     sm_count : int
         Its multiprocessors.
+
+    Parameters
+    ----------
+    source : str, optional
+        "sm_70" or "sm_75": run the kernels of that target instead of the GPU's own.
     """
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, source: str | None = None) -> None:
         try:
             import cupy
 
@@ -110,8 +115,9 @@ class CudaDevice(Device):
         self._runtime = cupy.cuda.runtime
         self._current_stream = cupy.cuda.stream.get_current_stream
         self.index = index
-        self.name = f"cuda:{index}"
         self.arch = archs.of_device(_number(index))
+        self._source = self.arch if source is None else _foreign(source, self.arch)
+        self.name = f"cuda:{index}" if source is None else f"cuda:{index}+{self._source}"
         self.array_type = cupy.ndarray
         self.sm_count = int(self._runtime.deviceGetAttribute(16, index))  # cudaDevAttrMultiProcessorCount
         self._loaded: dict[KernelSpec, _Loaded] = {}
@@ -119,6 +125,10 @@ class CudaDevice(Device):
         self._arguments = _Arguments(self._bind)
         self._guard = threading.Lock()
         self._launch, self._launch_error = self._driver.launchKernel, self._driver.CUDADriverError
+
+    @property
+    def source(self) -> archs.Arch:
+        return self._source
 
     @staticmethod
     def current() -> int:
@@ -236,6 +246,10 @@ class CudaDevice(Device):
         finally:
             self._runtime.setDevice(previous)
 
+    def load(self, kernel: Kernel) -> None:
+        if kernel.spec not in self._loaded:
+            self._load(kernel)
+
     def _plan(self, launches: Sequence[dispatch.Launch], layer_bytes: int = 0) -> Plan:
         """Launches with their kernels built and loaded."""
         steps = []
@@ -250,7 +264,7 @@ class CudaDevice(Device):
         if stream == self._current_stream(self.index).ptr:
             return nullcontext()
         streams = self._cupy.cuda.Stream
-        found: AbstractContextManager[Any] = streams.from_external(_Foreign(stream)) if stream else streams.null
+        found: AbstractContextManager[Any] = streams.from_external(Foreign(stream)) if stream else streams.null
         return found
 
     def _bind(self) -> None:
@@ -295,15 +309,3 @@ class CudaDevice(Device):
             loaded = _Loaded(function, spec.threads, spec.shared_bytes, module)
             self._loaded[spec] = loaded
         return loaded
-
-
-def stream_address(stream: Any) -> int:
-    """The address of a stream: an int, a CuPy stream (`ptr`), a PyTorch stream (`cuda_stream`), or an object with `__cuda_stream__`."""
-    if isinstance(stream, int):
-        return stream
-    if hasattr(stream, "__cuda_stream__"):
-        return int(stream.__cuda_stream__()[1])
-    for name in ("ptr", "cuda_stream"):
-        if hasattr(stream, name):
-            return int(getattr(stream, name))
-    raise ArgumentError(f"`stream` must be an address, a CuPy or PyTorch stream, or have __cuda_stream__; got {type(stream).__name__}.")

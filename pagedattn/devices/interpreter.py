@@ -18,6 +18,7 @@ from pagedattn.errors import DeviceFault
 from pagedattn.params import STRUCT_BYTES, fill
 
 if TYPE_CHECKING:
+    from pagedattn.kernel import Kernel
     from pagedattn.problem import Problem
     from pagedattn.ptx import Code, Counts
     from pagedattn.spec import KernelSpec
@@ -184,6 +185,9 @@ class InterpreterDevice(Device):
         self.launches.append(counts)
         if self.history is not None:
             self.history.append(counts)
+
+    def load(self, kernel: Kernel) -> None:
+        self.program(kernel.spec)
 
     def program(self, spec: KernelSpec) -> Code:
         """What runs for a spec."""

@@ -135,6 +135,8 @@ BAD: dict[str, tuple[Call, str]] = {
     "batch-none": (attend(batch=value(None)), "`batch` must be a Batch.*got NoneType"),
     "batch-none-append": (append(batch=value(None)), "`batch` must be a Batch.*got NoneType"),
     "batch-none-gather": (lambda s: pa.gather(s.cache, None), "`batch` must be a Batch.*got NoneType"),  # type: ignore[arg-type]
+    "cache-none": (attend(cache=value(None)), "`cache` must be a KVCache; got NoneType"),
+    "explain-batch-none": (lambda s: pa.explain(s.q, s.cache, None), "`batch` must be a Batch.*got NoneType"),  # type: ignore[arg-type]
     "table-narrow": (attend(batch=lambda s: s.table([[0], [2]])), "`block_table` must have 2 columns.*got 1"),
     "table-narrow-append": (append(batch=lambda s: s.table([[0], [2]])), "`block_table` must have 2 columns.*got 1"),
     "table-narrow-gather": (lambda s: pa.gather(s.cache, s.table([[0], [2]])), "`block_table` must have 2 columns"),
@@ -165,6 +167,21 @@ def test_block_index_out_of_range(setup: Setup, name: str, operation: str, monke
     calls = {"attend": setup.attend, "append": setup.append, "gather": lambda batch: pa.gather(setup.cache, batch)}
     with pytest.raises(pa.ArgumentError, match=text):
         calls[operation](batch=batch)
+
+
+@pytest.mark.parametrize("operation", ["attend", "append", "gather"])
+@pytest.mark.parametrize("entry", [2**40, -(2**33), 2**63])
+def test_block_index_beyond_int32(setup: Setup, entry: int, operation: str) -> None:
+    """Reported as it came, on a GPU too and unasked: no pool has such a block. Where it is not used, it may hold anything."""
+    calls = {"attend": setup.attend, "append": setup.append, "gather": lambda batch: pa.gather(setup.cache, batch)}
+
+    def batch(table: list[list[int]]) -> pa.Batch:
+        return pa.Batch(np.array(table, np.uint64 if entry > 2**62 else np.int64), [3, 1], [20, 5], device=setup.device)
+
+    with pytest.raises(pa.ArgumentError, match=rf"block_table\[0, 1\] is {entry}, and sequence 0 has 20 tokens"):
+        calls[operation](batch=batch([[0, entry], [2, 0]]))
+    assert setup.state() == setup.before
+    pa.gather(setup.cache, batch([[0, 1], [2, entry]]))
 
 
 LATER = ("cp",)

@@ -77,7 +77,7 @@ def test_the_level_below() -> None:
     layout, p = twin.layout, np.zeros((), pa.AttentionParams)
     p["k"], p["v"], p["k_stride"], p["v_stride"], p["num_tokens"] = k.data.ptr, v.data.ptr, 128, 128, 25
     p["pool"], p["block_bytes"], p["head_bytes"] = twin.pool.data.ptr + layout.layer_bytes, layout.block_bytes, layout.k_rows.per_head
-    p["v_base"], p["block_len_log2"], p["max_blocks"] = layout.v_rows.base, 4, batch.max_blocks
+    p["v_offset"], p["block_len_log2"], p["max_blocks"] = layout.v_rows.base - layout.k_rows.base, 4, batch.max_blocks
     p["block_table"], p["cu_seqlens_q"] = batch.block_table.data.ptr, batch.cu_seqlens_q.data.ptr
     p["cu_seqlens_k"], p["batch_size"], p["num_kv_heads"] = batch.cu_seqlens_k.data.ptr, 2, 2
     assert cache.device.arch is not None

@@ -79,6 +79,8 @@ def test_one_part_and_no_rows(device: str) -> None:
 @pytest.mark.parametrize(
     ("outs", "lses", "text"),
     [
+        (5, 5, "`outs` must be a sequence of arrays; got int"),
+        ([np.zeros((1, 1, 64), np.float16)], None, "`lses` must be a sequence of arrays; got NoneType"),
         ([], [], "same length, at least 1; got 0 and 0"),
         ([np.zeros((1, 1, 64), np.float16)], [], "got 1 and 0"),
         ([[0.0]], [np.zeros((1, 1), np.float32)], "must hold arrays; got list"),

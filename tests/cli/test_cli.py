@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import pagedattn
-from pagedattn import build, cli
+from pagedattn import bench, build, cli
 from pagedattn.spec import shipped
 from pagedattn.store import Store
 
@@ -71,7 +71,17 @@ WRONG = [
     (("precompile", "--jobs", "0"), 1, "`jobs` must be a positive integer or None; got 0"),
     (("show", "merge_f16_kvf16_d65_sm80", "--ptx"), 1, NAME),
     (("show", "nothing at all", "--ptx"), 1, "store list"),
+    (("show", "decode_f16_kvf16_d128_h8_sm80", "--ptx"), 1, "mean decode_f16_kvf16_d128_h8_s16x2_w"),
+    (("show", "decode_f16_kvi8_d64_sm90", "--ptx"), 1, "mean decode_f16_kvi8_d64_h"),
+    (("show", "decode", "--ptx"), 1, "mean decode_"),
+    (("show", "prefil_f16_kvf16_d128_sm90", "--ptx"), 1, "kvf16_d128"),
     (("demo", "--device", "tpu"), 1, "'tpu'"),
+    (("store", "pack"), 2, "FILE"),
+    (("store", "pack", "kernels.tar"), 1, "the store must hold whole kernels to be packed"),
+    (("store", "unpack", "nowhere.tar"), 1, "nowhere.tar must be an archive that `pagedattn store pack` has written"),
+    (("warmup", "--num-heads", "8"), 2, "--num-kv-heads, --head-dim"),
+    (("warmup", "--num-heads", "7", "--num-kv-heads", "2", "--head-dim", "64"), 1, "positive multiple of num_kv_heads, 2; got 7"),
+    (("warmup", "--num-heads", "8", "--num-kv-heads", "2", "--head-dim", "65"), 1, "`head_dim` must be one of"),
 ]
 
 
@@ -85,7 +95,9 @@ def test_refusal(home: Path, run, argv: tuple[str, ...], status: int, text: str)
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "precompile", "store", "store list", "store path", "store verify", "store clear", "show", "doctor"]
+    "command",
+    ["", "demo", "precompile", "warmup", "store", "show", "doctor", "bench"]
+    + [f"store {action}" for action in ("list", "path", "verify", "clear", "pack", "unpack")],
 )
 def test_help(run, command: str) -> None:
     status, out, _ = run(*command.split(), "--help")
@@ -268,6 +280,92 @@ def test_store(home: Path, run) -> None:
 
     assert json.loads(run("store", "clear", "--json")[1]) == {"path": str(home), "removed": 1}
     assert run("store", "clear") == (0, f"0 kernels removed from {home}\n", "")
+
+
+def test_store_pack_and_unpack(home: Path, tmp_path: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("precompile", *ONE, "--jobs", "1")
+    file = str(tmp_path / "kernels.tar.gz")
+    assert run("store", "pack", file) == (0, f"1 kernels packed into {file}\n", "")
+    assert json.loads(run("store", "pack", file, "--json")[1]) == {"file": file, "packed": [NAME], "left_out": []}
+    other = tmp_path / "other"
+    monkeypatch.setenv("PAGEDATTN_HOME", str(other))
+    assert run("store", "unpack", file) == (0, f"1 kernels added to {other}, 0 were there\n", "")
+    assert json.loads(run("store", "unpack", file, "--json")[1]) == {"path": str(other), "added": [], "present": [NAME]}
+    monkeypatch.setenv("PAGEDATTN_JIT", "0")
+    build.forget()
+    status, out, _ = run("show", NAME, "--ptx")
+    assert (status, f".entry {NAME}(" in out) == (0, True)
+
+
+SHAPE = ("--num-heads", "32", "--num-kv-heads", "8", "--head-dim", "64")
+
+
+def test_warmup(home: Path, run) -> None:
+    assert run("warmup", *SHAPE, "--device", "cpu") == (0, "cpu runs no kernels: nothing to warm up\n", "")
+    assert not home.exists()
+    status, out, _ = run("warmup", *SHAPE, "--device", "interpreter", "--kv-dtype", "int8")
+    *kernels, last = out.splitlines()
+    assert (status, last, len(kernels)) == (0, "6 kernels ready on interpreter:sm_80", 6)
+    assert all("compiled in" in line for line in kernels)
+    build.forget()
+    report = json.loads(run("warmup", *SHAPE, "--device", "interpreter", "--kv-dtype", "int8", "--json")[1])
+    assert [k["origin"] for k in report["kernels"]] == ["store"] * 6
+    assert sorted(k["name"].partition("_")[0] for k in report["kernels"]) == ["append", "decode", "decode", "gather", "merge", "prefill"]
+
+
+@pytest.mark.cuda
+def test_warmup_on_a_gpu(home: Path, run) -> None:
+    """Afterwards nothing is compiled: the kernels that calls of this shape ask for are loaded."""
+    status, out, _ = run("warmup", *SHAPE)
+    assert (status, "6 kernels ready on cuda:" in out) == (0, True)
+    device = pagedattn.devices.get("cuda")
+    before = len(device._loaded)
+    cache = pagedattn.KVCache(8, num_kv_heads=8, head_dim=64, block_len=16, device=device)
+    batch = cache.extend([cache.new_sequence(), cache.new_sequence()], [20, 1])
+    q, k = device.zeros((21, 32, 64), "float16"), device.zeros((21, 8, 64), "float16")
+    for splits in (None, 4):
+        pagedattn.paged_attention(q, cache, batch, k=k, v=k, num_splits=splits)
+    pagedattn.gather(cache, batch)
+    assert len(device._loaded) == before
+
+
+def test_bench(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs what `make bench` runs; here in place of the benchmark a program that says what it was asked."""
+    monkeypatch.setattr(bench.cuda, "usable", lambda: True)
+    root = Path(pagedattn.__file__).parents[1]
+    assert bench.command(["host", "build"], None) == [sys.executable, "-m", "benchmarks", "--only", "host,build"]
+    assert (root / "benchmarks" / "__main__.py").is_file()
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "__main__.py").write_text(
+        "import sys, pathlib\nprint('a table')\na = sys.argv[1:]\n"
+        "if '--json' in a: pathlib.Path(a[a.index('--json') + 1]).write_text('{\"host_us\": 7}\\n')\nsys.exit('wrong' in a)\n"
+    )
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    done = [
+        sys.executable,
+        "-c",
+        "import sys; from pagedattn import bench, cli; from pathlib import Path\nbench.ROOT = Path(sys.argv[1])\n"
+        "bench.cuda.usable = lambda: True\nsys.exit(cli.main(sys.argv[2:]))",
+        str(tmp_path),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+
+    def answer(*argv: str) -> tuple[int, str]:
+        found = subprocess.run([*done, *argv], env=environment, capture_output=True, text=True, check=False)
+        return found.returncode, found.stdout
+
+    assert answer("bench") == (0, "a table\n")
+    assert answer("bench", "--only", "host", "--json") == (0, '{"host_us": 7}\n')
+    assert answer("bench", "--only", "wrong", "--json") == (1, "")
+
+
+def test_bench_refuses(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.cuda, "usable", lambda: False)
+    status, out, err = run("bench")
+    assert (status, out) == (1, "")
+    assert "none is usable" in err
+    with pytest.raises(pagedattn.UnsupportedError, match=r"needs the source tree; .* has no folder benchmarks"):
+        bench.command(None, None, tmp_path)
 
 
 def test_show(home: Path, run) -> None:

@@ -8,11 +8,12 @@ import pytest
 
 from pagedattn import arch, build, nvrtc
 from pagedattn.errors import UnsupportedError
+from pagedattn.footprint import STATIC_SHARED_BYTES
 from pagedattn.kernel import Kernel
-from pagedattn.spec import STATIC_SHARED_BYTES, KernelSpec, shipped
+from pagedattn.spec import KernelSpec, shipped
 from pagedattn.store import Store
 
-TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+TARGETS = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 try:
     HERE = [t for t in TARGETS if arch.parse(t) in nvrtc.archs()]
 except UnsupportedError:  # no compiler: the tests are skipped, target by target

@@ -106,6 +106,13 @@ def test_options(case: Case) -> None:
     test_attention.test_case(dataclasses.replace(case, lengths=lengths), "interpreter")
 
 
+@pytest.mark.parametrize("target", ["sm_70", "sm_75"])
+@pytest.mark.parametrize("name", ["alibi", "alibi-group20-int4", "rope-all-int8"])
+def test_changes_in_the_other_family(name: str, target: str) -> None:
+    case = next(c for c in CASES if c.id == name)
+    test_attention.test_case(dataclasses.replace(case, lengths=((1, 70), (1, 1), (0, 20), (1, 129))), f"interpreter:{target}")
+
+
 def test_options_are_rows_of_the_table() -> None:
     assert set(OPTIONS) - {c.id for c in CASES} == set()
 

@@ -55,7 +55,7 @@ def test_no_bank_conflicts_on_the_paths_of_k_and_v(op: str, head_dim: int) -> No
 
 def _reads_kv(site: ptx.counts.Site) -> bool:
     """A read of decode's ring, in its arithmetic."""
-    return site.instruction.startswith("ld.shared.v") and any(line.file == "kernels/decode/impl_sm80.cuh" for line in site.lines)
+    return site.instruction.startswith("ld.shared.v") and any(line.file == "kernels/decode/impl_m16n8.cuh" for line in site.lines)
 
 
 def test_the_table_says_what_was_counted() -> None:

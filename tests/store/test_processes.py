@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pagedattn import store
+from pagedattn import entry
 from pagedattn.store import Store
 from tests.store import workers
 
@@ -57,13 +57,13 @@ def test_killed_in_the_middle(tmp_path: Path, processes: Any, worker: Callable[[
     assert workers.run(processes, worker, tmp_path) == -signal.SIGKILL
     shelf = Store(tmp_path, [])
     name, recipe, source, compiled = workers.example()
-    assert shelf.get(name, store.key(recipe)) is None
+    assert shelf.get(name, entry.key(recipe)) is None
     assert shelf.entries() == []
     assert shelf.verify() == []
     (leftover,) = tmp_path.iterdir()
     assert leftover.name.startswith(".tmp-")
     assert shelf.put(name, recipe, source, compiled)
-    assert shelf.get(name, store.key(recipe)) == compiled
+    assert shelf.get(name, entry.key(recipe)) == compiled
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
@@ -80,7 +80,7 @@ def test_killed_anywhere(tmp_path: Path, processes: Any, after_seconds: float) -
     assert shelf.verify() == []
     for number in range(8):
         name, recipe, source, compiled = workers.example(number)
-        assert shelf.get(name, store.key(recipe)) in (None, compiled)
+        assert shelf.get(name, entry.key(recipe)) in (None, compiled)
         assert shelf.put(name, recipe, source, compiled)
     assert len(shelf.entries()) == 8
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 import pagedattn as pa
-from pagedattn import store
-from pagedattn.store import FILES, Store
+from pagedattn import entry, store
+from pagedattn.entry import FILES
+from pagedattn.store import Store
 from tests.store.workers import HEADERS, example
 
 NAME, RECIPE, SOURCE, COMPILED = example()
-KEY = store.key(RECIPE)
+KEY = entry.key(RECIPE)
 
 
 @pytest.fixture
@@ -83,17 +84,17 @@ def test_nothing_of_this_machine_is_stored(shelf: Store) -> None:
 )
 def test_the_key_covers(changed: dict[str, object]) -> None:
     inputs = {"source": SOURCE, "arch": "sm_80", "flags": ("-arch=sm_80",), "nvrtc": (12, 9), "headers": HEADERS}
-    assert store.key(store.recipe(**inputs)) == KEY  # type: ignore[arg-type]
-    assert store.key(store.recipe(**{**inputs, **changed})) != KEY  # type: ignore[arg-type]
+    assert entry.key(entry.recipe(**inputs)) == KEY  # type: ignore[arg-type]
+    assert entry.key(entry.recipe(**{**inputs, **changed})) != KEY  # type: ignore[arg-type]
 
 
 def test_the_key_ignores_the_order_of_headers() -> None:
-    assert store.key(store.recipe(SOURCE, "sm_80", ("-arch=sm_80",), (12, 9), dict(reversed(HEADERS.items())))) == KEY
+    assert entry.key(entry.recipe(SOURCE, "sm_80", ("-arch=sm_80",), (12, 9), dict(reversed(HEADERS.items())))) == KEY
 
 
 def test_the_key_covers_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SCHEMA", store.SCHEMA + 1)
-    assert store.key(store.recipe(SOURCE, "sm_80", ("-arch=sm_80",), (12, 9), HEADERS)) != KEY
+    monkeypatch.setattr(entry, "SCHEMA", entry.SCHEMA + 1)
+    assert entry.key(entry.recipe(SOURCE, "sm_80", ("-arch=sm_80",), (12, 9), HEADERS)) != KEY
 
 
 def _flip(path: Path) -> None:
@@ -140,8 +141,8 @@ def test_any_json_is_survived(shelf: Store, content: str) -> None:
 
 def test_an_entry_of_another_schema(shelf: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr(store, "SCHEMA", store.SCHEMA + 1)
-        shelf.put(NAME, {**RECIPE, "schema": store.SCHEMA}, SOURCE, COMPILED)
+        newer.setattr(entry, "SCHEMA", entry.SCHEMA + 1)
+        shelf.put(NAME, {**RECIPE, "schema": entry.SCHEMA}, SOURCE, COMPILED)
     assert shelf.entries() == []
     assert "another version of the package wrote it" in shelf.verify()[0].reason
 
@@ -182,7 +183,7 @@ def test_layers(tmp_path: Path) -> None:
     shelf = Store(home, [tmp_path / "missing", upper, lower])
     for number in (1, 2, 3):
         name, recipe, _, compiled = example(number)
-        assert shelf.get(name, store.key(recipe)) == compiled
+        assert shelf.get(name, entry.key(recipe)) == compiled
     assert [(e.path.parent, e.name, e.writable) for e in shelf.entries()] == [
         (home, "decode_3", True),
         (upper, "decode_2", False),
@@ -191,7 +192,7 @@ def test_layers(tmp_path: Path) -> None:
     ]
     _truncate(next(upper.glob("*/kernel.ptx")))
     name, recipe, _, compiled = example(2)
-    assert shelf.get(name, store.key(recipe)) == compiled, "the layer below has a whole one"
+    assert shelf.get(name, entry.key(recipe)) == compiled, "the layer below has a whole one"
     assert shelf.clear() == 1
     assert {p for root in (lower, upper) for p in root.rglob("*")} == set(before)
 

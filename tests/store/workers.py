@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pagedattn import store
+from pagedattn import entry
 from pagedattn.nvrtc import Compiled
 from pagedattn.store import Store
 
@@ -22,7 +22,7 @@ def example(number: int = 0, num_bytes: int = 200_000) -> tuple[str, dict[str, A
     """A made-up kernel, as `Store.put` takes it: of the size of a real one, the same in every process."""
     source = f"// kernel {number}\n"
     noise = hashlib.shake_128(source.encode()).digest(num_bytes)
-    recipe = store.recipe(source, "sm_80", ("-arch=sm_80",), (12, 9), HEADERS)
+    recipe = entry.recipe(source, "sm_80", ("-arch=sm_80",), (12, 9), HEADERS)
     return f"decode_{number}", recipe, source, Compiled(b"\x7fELF" + noise, noise.hex().encode(), "Used 8 registers", 0.5)
 
 
@@ -33,10 +33,10 @@ def contend(home: Path, start: Any, rounds: int) -> int:
     shelf = Store(home, [])
     for number in range(rounds):
         name, recipe, source, compiled = example(number)
-        found = shelf.get(name, store.key(recipe))
+        found = shelf.get(name, entry.key(recipe))
         wrong += found not in (None, compiled)
         wrong += not shelf.put(name, recipe, source, compiled)
-        wrong += shelf.get(name, store.key(recipe)) != compiled
+        wrong += shelf.get(name, entry.key(recipe)) != compiled
     return wrong
 
 
@@ -86,7 +86,7 @@ def as_nobody(home: Path, answers: Any) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         shelf = Store(home, [])
-        read = shelf.get(name, store.key(recipe)) == compiled
+        read = shelf.get(name, entry.key(recipe)) == compiled
         written = shelf.put(*example(1)) or shelf.put(*example(2))
         answers.put((read, written, [str(w.message) for w in told], shelf.why_unwritable()))
 

@@ -39,6 +39,7 @@ class FakeGpu(cuda.CudaDevice):
         self._driver, self._launch, self._launch_error = self, self.launchKernel, RuntimeError
         self._current_stream = lambda index=0: self.stream
         self.index, self.name, self.arch = index, f"cuda:{index}", archs.parse("sm_90")
+        self._source = self.arch
         self.array_type, self.sm_count = cupy.ndarray, sm_count
         self._loaded, self._workspaces, self._guard = {}, {}, threading.Lock()
         self._arguments = cuda._Arguments(self._bind)

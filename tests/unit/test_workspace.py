@@ -22,7 +22,8 @@ class Gpu:
     """What dispatch asks of a device."""
 
     def __init__(self, sm_count: int, arch: str = "sm_90") -> None:
-        self.arch, self.sm_count = archs.parse(arch), sm_count
+        self.arch = self.source = archs.parse(arch)
+        self.sm_count = sm_count
 
     def address(self, x: Any) -> int:
         return 0

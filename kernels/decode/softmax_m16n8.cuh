@@ -11,6 +11,8 @@ struct DecodeSoftmax {
     static constexpr int kKeys = 16 * kKeyTiles;
     static constexpr int kLaneKeys = 2 * kKeyTiles;  // keys of a lane follow each other
 
+    static constexpr float kShift = 4.f;
+
     using FragS = float[kKeyTiles][kHeadTiles][4];
     using FragP = u32[kHeadTiles][kLaneKeys];       // B: keys 2 kLaneKeys t + n and + kLaneKeys of head g
     using FragO = float[kDimTiles][kHeadTiles][4];  // (first dim, heads 2t and 2t + 1), (second dim, ...)
@@ -38,6 +40,13 @@ struct DecodeSoftmax {
                 }
             }
         }
+
+        // For the end: head `e` of two that a lane has in head tile n, its dims in pairs, and which lane tells its m and l.
+        static DEVICE int head(int n, int e, int, int t) { return 8 * n + 2 * t + e; }
+        static DEVICE bool tells(int g, int) { return g == 0; }
+        DEVICE float2 pair(int i, int n, int e) const { return make_float2(frag_o[i][n][e], frag_o[i][n][2 + e]); }
+        DEVICE float m(int n, int e) const { return frag_m[n][e]; }
+        DEVICE float l(int n, int e) const { return frag_l[n][2 + e]; }
     };
 
     // Softcap and ALiBi, on the scale of q.k. The query stands on its sequence's last key, which is key to - 1 of the tile.
@@ -93,12 +102,12 @@ struct DecodeSoftmax {
     }
 
     // Scores are relative to the reference; where one outgrew it, the reference moves, and O and l with it, so that the largest probability
-    // becomes 2^shift.
-    // `fresh`: the first tile of a segment, whose reference is still 0 and takes any value. `lower`: move it in any case.
-    static DEVICE void MoveReference(FragS& frag_s, State& state, bool fresh, bool lower, float shift)
+    // becomes 2^kShift, or 2^(kShift - lower) if any lane says so: then it moves in any case.
+    // `fresh`: the first tile of a segment, whose reference is still 0 and takes any value.
+    static DEVICE void MoveReference(FragS& frag_s, State& state, bool fresh, bool lowered = false, float lower = 0.f)
     {
         float top[kHeadTiles][2];
-        bool outgrown = lower;
+        bool outgrown = lowered;
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
@@ -111,9 +120,10 @@ struct DecodeSoftmax {
                 outgrown |= top[n][e] > kLazyLimit;
             }
         }
-        if (!fresh && !__any_sync(kFullWarp, outgrown)) {
+        if (!__any_sync(kFullWarp, outgrown || fresh)) {
             return;
         }
+        const float shift = __any_sync(kFullWarp, lowered) ? kShift - lower : kShift;
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {  // rare
             float down[2];

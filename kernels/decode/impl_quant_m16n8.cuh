@@ -3,16 +3,16 @@
 // Lane l is (g, t) = (l / 4, l % 4) and owns K's keys 4g .. 4g + 3, V's 8t .. 8t + 7. Row g of tile m is key 4g + 2m, row g + 8 the next.
 #pragma once
 
-#include "core/family_sm80.cuh"
+#include "core/mma_k16.cuh"
 #include "decode/cursor.cuh"
-#include "decode/softmax.cuh"
-#include "iterator/gmem_sm80.cuh"
+#include "decode/softmax_m16n8.cuh"
+#include "iterator/iterator.cuh"
+#include "iterator/thread_map.cuh"
 #include "ptx/memory.cuh"
-#include "ptx/mma.cuh"
 #include "quant/codes.cuh"
 #include "smem/swizzle.cuh"
 
-template<class T_, int kBits, int kHeadDim_, int kHeads_, bool kQueryInShared_, bool kFewRegisters_>
+template<class Arch, class T_, int kBits, int kHeadDim_, int kHeads_, bool kQueryInShared_, bool kFewRegisters_>
 struct DecodeQuantImpl {
     using T = T_;
     using Code = Codes<T, kBits>;
@@ -23,7 +23,7 @@ struct DecodeQuantImpl {
     static constexpr int CTA_S = 32;
     static constexpr int kKeyTiles = 2, kLaneKeys = 2 * kKeyTiles;
     static constexpr int kHeadTiles = kHeads / 8;
-    static constexpr int kDimTiles = kHeadDim / 16;
+    static constexpr int kDimTiles = kHeadDim / 16, kDimPairs = kDimTiles;
     static constexpr int kRowBytes = kHeadDim * kBits / 8;
     static constexpr int kRowChunks = kRowBytes / kChunkBytes;
     static constexpr int kWordDims = 32 / kBits;      // dims of a word of codes
@@ -35,32 +35,34 @@ struct DecodeQuantImpl {
     static constexpr int kKeyWords = widest(kLaneKeyWords);
     static constexpr int kKeyLoads = kLaneKeyWords / kKeyWords;
     static constexpr int kSteps = kLaneKeyWords * kWordSteps;
-    static constexpr int kLaneValueWords = kRowBytes / 32;  // of a row of V, whole words
-    static constexpr bool kHalfWord = kRowBytes % 32 != 0;  // and then half a word: two lanes share it
-    static constexpr int kValueWords = kQueryInShared && kLaneValueWords % 2 == 0 ? 2 : widest(kLaneValueWords);
+    static constexpr int kLaneValueWords = kRowBytes / 32;                         // of a row of V, whole words
+    static constexpr bool kHalfWord = kRowBytes % 32 != 0;                         // and then half a word: two lanes share it
+    static constexpr bool kNarrow = Arch::kTurns && kHeads * kHeadDim >= 16 * 96;  // a tile waits in the registers that O leaves
+    static constexpr int kWaiting = kNarrow ? (kBits == 8 && kHeads * kHeadDim >= 16 * 128 ? 2 : 4) : 8;
+    static constexpr int kValueWords = (kQueryInShared || kNarrow) && kLaneValueWords % 2 == 0 ? 2 : widest(kLaneValueWords);
     static constexpr int kValueLoads = kLaneValueWords / kValueWords;
-    static constexpr int kWholeTiles = kLaneValueWords * kWordTiles;
+    static constexpr int kWholePairs = kLaneValueWords * kWordTiles;
 
     static constexpr int kTileBytes = CTA_S * kRowBytes;
     static constexpr int kParamTileBytes = CTA_S * 2 * sizeof(T);
-    static constexpr int kSlotBytes = 2 * kTileBytes + 2 * kParamTileBytes;  // K, V, K's parameters, V's parameters
+    static constexpr int kValueOffset = Arch::kTurns ? 0 : kTileBytes;
+    static constexpr int kParamOffset = kValueOffset + kTileBytes;
+    static constexpr int kSlotBytes = kParamOffset + 2 * kParamTileBytes;  // K, V, K's parameters, V's parameters
 
     using SmemLayoutK = CodeKeySwizzle<kRowChunks, kLaneKeys, kKeyWords>;
     using SmemLayoutV = CodeValueSwizzle<kRowChunks, kLaneKeys>;
-    struct SmemLayoutParam {
-        static DEVICE int offset(int index) { return index * kChunkBytes; }
-    };
+    using Map = WarpLinearMap<kRowChunks * CTA_S, kWaiting>;
+    template<class Iterators>  // K brings the parameters of both
+    using GmemIterK =
+        CombinedIterator<typename Iterators::template Data<u8, Map, SmemLayoutK, kKeyData>, typename Iterators::template Params<T, CTA_S>>;
+    template<class Iterators>
+    using GmemIterV = typename Iterators::template Data<u8, Map, SmemLayoutV, kValueData>;
 
-    template<int Index>
-    using GmemIter = CombinedIterator<
-        Sm80WarpGmemIterator<u8, WarpLinearMap<kRowChunks * CTA_S>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>,
-        Sm80WarpGmemIterator<T, WarpLinearMap<kParamTileBytes / kChunkBytes>, SmemLayoutParam,
-                             Index == kKeyData ? kKeyParam : kValueParam>>;
-
-    static DEVICE void SetSmem(GmemIter<kKeyData>& k, GmemIter<kValueData>& v, u32 ring)
+    template<class IterK, class IterV>
+    static DEVICE void SetSmem(IterK& k, IterV& v, u32 ring)
     {
-        k.SetSmem(ring, ring + 2 * kTileBytes);
-        v.SetSmem(ring + kTileBytes, ring + 2 * kTileBytes + kParamTileBytes);
+        k.SetSmem(ring, ring + kParamOffset);
+        v.SetSmem(ring + kValueOffset);
     }
 
     using Softmax = DecodeSoftmax<T, kKeyTiles, kHeadTiles, kDimTiles>;
@@ -70,18 +72,18 @@ struct DecodeQuantImpl {
 
     struct Query {
         u32 frag_q[kQueryInShared ? 1 : kSteps][kHeadTiles][2];  // B: column g is head g, dims permuted like K's words
-        float bias[kHeadTiles][2];                               // minus what the magic numbers add to the score of heads 2t and 2t + 1
+        float bias[kHeadTiles][4];                               // C: minus what the magic numbers add to the scores of heads 2t and 2t + 1
         float sum[kHeadTiles][2];                                // of the head's dims
     };
 
     // Accumulator tile i holds dims dim_of(i, g) in its rows g and, `second` = 1, in its rows g + 8.
-    static DEVICE int dim_of(int i, int g, int second)
+    static DEVICE int dim_of(int i, int g, int, int second)
     {
-        if (i < kWholeTiles) {
+        if (i < kWholePairs) {
             const int word = i / kWordTiles / kValueWords * 8 * kValueWords + g * kValueWords + i / kWordTiles % kValueWords;
             return word * kWordDims + i % kWordTiles * 2 + second;
         }
-        return (kLaneValueWords * 8 + g / 2) * kWordDims + ((i - kWholeTiles) * 2 + second) * 2 + g % 2;  // nibbles of one parity
+        return (kLaneValueWords * 8 + g / 2) * kWordDims + ((i - kWholePairs) * 2 + second) * 2 + g % 2;  // nibbles of one parity
     }
 
     // Step `step` of a lane's words of a row: the first of its four dims.
@@ -122,7 +124,8 @@ struct DecodeQuantImpl {
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 query.sum[n][e] = __shfl_sync(kFullWarp, sum, 8 * t + 4 * e);
-                query.bias[n][e] = -__shfl_sync(kFullWarp, bias, 8 * t + 4 * e);
+                query.bias[n][e] = opaque(-__shfl_sync(kFullWarp, bias, 8 * t + 4 * e));
+                query.bias[n][2 + e] = opaque(query.bias[n][e]);  // four registers that an mma takes as they are
             }
         }
         __syncwarp();
@@ -130,20 +133,14 @@ struct DecodeQuantImpl {
 
     static DEVICE void ComputeQK(FragS& frag_s, const Query& query, u32 smem_q, u32 slot, int g, int t)
     {
-#pragma unroll
-        for (int m = 0; m < kKeyTiles; ++m) {
-#pragma unroll
-            for (int n = 0; n < kHeadTiles; ++n) {
-                frag_s[m][n][0] = frag_s[m][n][2] = query.bias[n][0];
-                frag_s[m][n][1] = frag_s[m][n][3] = query.bias[n][1];
-            }
-        }
+        const u32 lane_base = slot + SmemLayoutK::group_offset(g, t * 4 * kKeyWords);
 #pragma unroll
         for (int j = 0; j < kKeyLoads; ++j) {
             u32 frag_k[kLaneKeys][kKeyWords];
 #pragma unroll
             for (int k = 0; k < kLaneKeys; ++k) {
-                ld_shared(frag_k[k], slot + SmemLayoutK::group_offset(g, k * kRowBytes + (4 * j + t) * 4 * kKeyWords));
+                const int further = k * kRowBytes + j * 16 * kKeyWords;
+                ld_shared(frag_k[k], SmemLayoutK::kWholeLines ? line_step(lane_base, further) : lane_base + further);
             }
 #pragma unroll
             for (int w = 0; w < kKeyWords; ++w) {
@@ -166,7 +163,14 @@ struct DecodeQuantImpl {
                         }
 #pragma unroll
                         for (int m = 0; m < kKeyTiles; ++m) {
-                            mma_m16n8k16<T>(frag_s[m][n], {pairs[2 * m][0], pairs[2 * m + 1][0], pairs[2 * m][1], pairs[2 * m + 1][1]}, q);
+                            const u32 a[4] = {pairs[2 * m][0], pairs[2 * m + 1][0], pairs[2 * m][1], pairs[2 * m + 1][1]};
+                            if (step == 0) {
+                                mma_k16<Arch, T>(frag_s[m][n], a, q,
+                                                 {query.bias[n][0], query.bias[n][1], query.bias[n][0], query.bias[n][1]});
+                            }
+                            else {
+                                mma_k16<Arch, T>(frag_s[m][n], a, q);
+                            }
                         }
                     }
                 }
@@ -177,45 +181,44 @@ struct DecodeQuantImpl {
     // Scores s = code score * scale + zero * sum(q) become probabilities 2^(s*qk_scale - m). Keys outside [from, to) of the tile do not
     // count.
     template<class Params>
-    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query& query, u32 slot, const Params& p, int segment,
+    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query& query, u32, u32 slot, const Params& p, int segment,
                                 int from, int to, bool fresh, int g, int t)
     {
-        u32 param[kLaneKeys];
-        ld_shared(param, slot + 2 * kTileBytes + g * kLaneKeys * 4);
-        if (p.adjust) {
-            Scale(frag_s, state, query, param, 1.f, 0.f);
-            Softmax::Adjust(frag_s, p, first_head<kHeads>(p, segment), to, g, t);
+        u32 param[kLaneKeys], mine[1];
+        ld_shared(param, slot + kParamOffset + g * kLaneKeys * 4);
+        ld_shared(mine, value_param(slot, 4 * g + t));
+        if (from > 0 || to < CTA_S || p.adjust) {  // rare
+            if (p.adjust) {
+                Scale(frag_s, state, query, param, 1.f, 0.f);
+                Softmax::Adjust(frag_s, p, first_head<kHeads>(p, segment), to, g, t);
 #pragma unroll
-            for (int m = 0; m < kKeyTiles; ++m) {
+                for (int m = 0; m < kKeyTiles; ++m) {
 #pragma unroll
-                for (int n = 0; n < kHeadTiles; ++n) {
+                    for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        frag_s[m][n][i] = fmaf(frag_s[m][n][i], p.qk_scale, -state.frag_m[n][i & 1]);
+                        for (int i = 0; i < 4; ++i) {
+                            frag_s[m][n][i] = fmaf(frag_s[m][n][i], p.qk_scale, -state.frag_m[n][i & 1]);
+                        }
                     }
                 }
             }
+            else {
+                Scale(frag_s, state, query, param, p.qk_scale, 1.f);
+            }
+            Softmax::Mask(frag_s, from, to, g);
+            ClearValueParam(slot, mine[0], 4 * g + t, from, to);
         }
         else {
             Scale(frag_s, state, query, param, p.qk_scale, 1.f);
         }
-        if (from > 0 || to < CTA_S) {
-            Softmax::Mask(frag_s, from, to, g);
-            ClearValueParams(slot, 4 * g + t, from, to);
-        }
         // P is multiplied by V's scale in T: 2^8 * 2^6 stays a float16; above that the reference is put 12 binary orders higher.
-        constexpr float kShift = 4.f, kLargeScale = 64.f;
-        bool large = false;
-        if constexpr (kFloat16) {
-            u32 mine[1];
-            ld_shared(mine, value_param(slot, 4 * g + t));
-            large = __any_sync(kFullWarp, fabsf(low_to_float<T>(mine[0])) > kLargeScale);
-        }
-        Softmax::MoveReference(frag_s, state, fresh, large, large ? kShift - 12.f : kShift);
+        constexpr float kLargeScale = 64.f, kLower = 12.f;
+        const bool large = kFloat16 && fabsf(low_to_float<T>(mine[0])) > kLargeScale;
+        Softmax::MoveReference(frag_s, state, fresh, large, kLower);
         Softmax::Exponentials(frag_p, frag_s, state);
     }
 
-    static DEVICE void ComputePV(State& state, FragP& frag_p, u32 slot, int from, int to, int g, int t)
+    static DEVICE void ComputePV(State& state, FragP& frag_p, u32, u32 slot, int from, int to, int g, int t)
     {
         constexpr int kKeys = 2 * kLaneKeys;  // of a lane
         u32 param[kKeys];
@@ -243,13 +246,15 @@ struct DecodeQuantImpl {
                 frag_p[n][u + 1] = mul_rn_x2<T>(frag_p[n][u + 1], scale1);
             }
         }
-        const u32 tile = slot + kTileBytes;
+        const u32 tile = slot + kValueOffset, lane_base = tile + SmemLayoutV::group_offset(t, g * 4 * kValueWords);
 #pragma unroll
         for (int j = 0; j < kValueLoads; ++j) {
             u32 frag_v[kKeys][kValueWords];
 #pragma unroll
             for (int k = 0; k < kKeys; ++k) {
-                ld_shared(frag_v[k], tile + SmemLayoutV::group_offset(t, k * kRowBytes + (8 * j + g) * 4 * kValueWords));
+                const int further = k * kRowBytes + j * 32 * kValueWords;
+                ld_shared(frag_v[k],
+                          kHalfWord ? tile + SmemLayoutV::group_offset(t, further + g * 4 * kValueWords) : line_step(lane_base, further));
             }
 #pragma unroll
             for (int w = 0; w < kValueWords; ++w) {
@@ -281,7 +286,7 @@ struct DecodeQuantImpl {
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     const u32 a[4] = {Code::low(x >> 8 * i), Code::high(x >> 8 * i), Code::low(y >> 8 * i), Code::high(y >> 8 * i)};
-                    Accumulate(state, kWholeTiles + i, a, frag_p, u);
+                    Accumulate(state, kWholePairs + i, a, frag_p, u);
                 }
             }
         }
@@ -347,7 +352,7 @@ private:
     {
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {
-            mma_m16n8k16<T>(state.frag_o[tile][n], a, {frag_p[n][u], frag_p[n][u + 1]});
+            mma_k16<Arch, T>(state.frag_o[tile][n], a, {frag_p[n][u], frag_p[n][u + 1]});
         }
     }
 
@@ -355,17 +360,18 @@ private:
     static DEVICE void ZeroSum(State& state, int n, u32 zero0, u32 zero1, const FragP& frag_p, int u)
     {
         float sum[4] = {state.frag_l[n][0], state.frag_l[n][1], 0.f, 0.f};
-        mma_m16n8k16<T>(sum, {zero0, 0, zero1, 0}, {frag_p[n][u], frag_p[n][u + 1]});
+        mma_k16<Arch, T>(sum, {zero0, 0, zero1, 0}, {frag_p[n][u], frag_p[n][u + 1]});
         state.frag_l[n][0] = sum[0];
         state.frag_l[n][1] = sum[1];
     }
 
-    static DEVICE u32 value_param(u32 slot, int key) { return slot + 2 * kTileBytes + kParamTileBytes + key * 4; }
+    static DEVICE u32 value_param(u32 slot, int key) { return slot + kParamOffset + kParamTileBytes + key * 4; }
 
     // Parameters of V outside [from, to) may hold NaN, which a zero probability would not silence; codes are always finite.
-    static DEVICE void ClearValueParams(u32 slot, int key, int from, int to)
+    static DEVICE void ClearValueParam(u32 slot, u32& param, int key, int from, int to)
     {
         if (key < from || key >= to) {
+            param = 0;
             st_shared(value_param(slot, key), 0);
         }
         __syncwarp();

@@ -1,24 +1,24 @@
-// One warp's arithmetic on a tile of 16 keys: S^T = K Q^T (keys are M rows, heads N columns), O^T = V^T P^T by m16n8k16.
+// One warp's arithmetic on a tile of 16 keys: S^T = K Q^T (keys are M rows, heads N columns), O^T = V^T P^T by m16n8, 16 steps of K at a time.
 // Lane l is (g, t) = (l / 4, l % 4). Row g of the key tile is key 2g, row g + 8 is key 2g + 1; column n is head n.
 // The dims of K and Q share one permutation: 16 contiguous bytes of a row feed the k-slots of one lane.
 #pragma once
 
-#include "core/family_sm80.cuh"
+#include "core/mma_k16.cuh"
 #include "decode/cursor.cuh"
-#include "decode/softmax.cuh"
-#include "iterator/gmem_sm80.cuh"
+#include "decode/softmax_m16n8.cuh"
+#include "iterator/iterator.cuh"
+#include "iterator/thread_map.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/memory.cuh"
-#include "ptx/mma.cuh"
 #include "smem/swizzle.cuh"
 
-template<class T_, int kHeadDim_, int kHeads_, bool kQueryInShared_>
+template<class Arch, class T_, int kHeadDim_, int kHeads_, bool kQueryInShared_>
 struct DecodeImpl {
     using T = T_;
     static constexpr int kHeadDim = kHeadDim_;
     static constexpr int kHeads = kHeads_;
     static constexpr bool kQueryInShared = kQueryInShared_;
-    static constexpr bool kFewRegisters = kQueryInShared;  // recompute addresses rather than keep them
+    static constexpr bool kFewRegisters = kQueryInShared || Arch::kTurns;  // recompute addresses rather than keep them
     static constexpr int CTA_S = 16;
     static constexpr int kRowBytes = kHeadDim * sizeof(T);
     static constexpr int kRowChunks = kRowBytes / kChunkBytes;
@@ -27,24 +27,30 @@ struct DecodeImpl {
     static constexpr int kKeyLoads = kHeadDim / 32;            // 16-byte reads of a lane from one row of K; each feeds two k-steps
     static constexpr int kValueWords = kHeadDim % 64 ? 2 : 4;  // words of one read of V: 16 bytes where the lanes fill lines with them
     static constexpr int kValueLoads = kHeadDim / 16 / kValueWords;
-    static constexpr int kDimTiles = kHeadDim / 16;
-    // Reads in flight, as far as O leaves registers for them.
-    static constexpr int kKeyAhead = kQueryInShared ? 1 : kKeyLoads < 4 ? kKeyLoads : 4;
-    static constexpr int kValueAhead = kQueryInShared || kValueLoads < 2 ? 1 : 2;
+    static constexpr int kDimTiles = kHeadDim / 16, kDimPairs = kDimTiles;
+    // Reads in flight, as far as O, and a tile that waits in registers, leave registers for them.
+    static constexpr int kWaiting = kHeads * kHeadDim > 16 * 192 ? 2 : 8;
+    static constexpr int kMostKeys = Arch::kTurns ? 2 : 4;
+    static constexpr int kKeyAhead = kQueryInShared ? 1 : kKeyLoads < kMostKeys ? kKeyLoads : kMostKeys;
+    static constexpr int kValueAhead = kQueryInShared || Arch::kTurns || kValueLoads < 2 ? 1 : 2;
 
-    static constexpr int kSlotBytes = 2 * kTileBytes;  // K, V
+    static constexpr int kValueOffset = Arch::kTurns ? 0 : kTileBytes;
+    static constexpr int kSlotBytes = kValueOffset + kTileBytes;  // K, V
 
     using SmemLayoutK = PairRowSwizzle<kRowChunks>;
     using SmemLayoutV = QuadRowSwizzle<kRowChunks>;
 
-    template<int Index>
-    using GmemIter =
-        Sm80WarpGmemIterator<T, WarpLinearMap<kRowChunks * CTA_S>, if_else<Index == kKeyData, SmemLayoutK, SmemLayoutV>, Index>;
+    using Map = WarpLinearMap<kRowChunks * CTA_S, kWaiting>;
+    template<class Iterators>
+    using GmemIterK = typename Iterators::template Data<T, Map, SmemLayoutK, kKeyData>;
+    template<class Iterators>
+    using GmemIterV = typename Iterators::template Data<T, Map, SmemLayoutV, kValueData>;
 
-    static DEVICE void SetSmem(GmemIter<kKeyData>& k, GmemIter<kValueData>& v, u32 ring)
+    template<class IterK, class IterV>
+    static DEVICE void SetSmem(IterK& k, IterV& v, u32 ring)
     {
         k.SetSmem(ring);
-        v.SetSmem(ring + kTileBytes);
+        v.SetSmem(ring + kValueOffset);
     }
 
     using Softmax = DecodeSoftmax<T, 1, kHeadTiles, kDimTiles>;
@@ -57,29 +63,30 @@ struct DecodeImpl {
     };
 
     // Accumulator tile i holds dims dim_of(i, g) in its rows g and, `second` = 1, in its rows g + 8.
-    static constexpr int kWholeTiles = kDimTiles;
-    static DEVICE int dim_of(int i, int g, int second)
+    static constexpr int kWholePairs = kDimTiles;
+    static DEVICE int dim_of(int i, int g, int, int second)
     {
         return i / kValueWords * 16 * kValueWords + 2 * kValueWords * g + i % kValueWords * 2 + second;
     }
 
     // smem_ is the address of the lane's first chunk.
     struct SmemIterK: BaseSmemIterator<T, SmemLayoutK> {
-        DEVICE SmemIterK(u32 tile, int g, int t): BaseSmemIterator<T, SmemLayoutK>(tile + SmemLayoutK::lane_base(g, t)) {}
+        DEVICE SmemIterK(u32 tile, int g, int t): BaseSmemIterator<T, SmemLayoutK>(tile + SmemLayoutK::group_offset(g, t * kChunkBytes)) {}
 
         // 16 bytes of key 2g + odd.
-        DEVICE void Load(u32 (&d)[4], int odd, int j) const { ld_shared(d, SmemLayoutK::step(this->smem_, odd * (kRowChunks / 4) + j)); }
+        DEVICE void Load(u32 (&d)[4], int odd, int j) const { ld_shared(d, line_step(this->smem_, odd * kRowBytes + j * 4 * kChunkBytes)); }
     };
 
     struct SmemIterV: BaseSmemIterator<T, SmemLayoutV> {
-        DEVICE SmemIterV(u32 tile, int g, int t)
-            : BaseSmemIterator<T, SmemLayoutV>(
-                  tile + (kValueWords == 4 ? SmemLayoutV::lane_base(g, t) : SmemLayoutV::lane_base(g / 2, t) + g % 2 * 8))
-        {}
+        static constexpr int kReadBytes = kValueWords * 4;
+
+        DEVICE SmemIterV(u32 tile, int g, int t): BaseSmemIterator<T, SmemLayoutV>(tile + SmemLayoutV::group_offset(t, g * kReadBytes)) {}
 
         // kValueWords words of key 4t + k.
-        DEVICE void Load(u32 (&d)[4], int k, int j) const { ld_shared(d, SmemLayoutV::step(this->smem_, k * (kRowChunks / 4) + 2 * j)); }
-        DEVICE void Load(u32 (&d)[2], int k, int j) const { ld_shared(d, SmemLayoutV::step(this->smem_, k * (kRowChunks / 4) + j)); }
+        DEVICE void Load(u32 (&d)[kValueWords], int k, int j) const
+        {
+            ld_shared(d, line_step(this->smem_, k * kRowBytes + j * 8 * kReadBytes));
+        }
     };
 
     // Q rows of `heads` heads from global memory; the other columns are zero.
@@ -95,7 +102,7 @@ struct DecodeImpl {
             for (int j = 0; j < kKeyLoads; ++j) {
                 const uint4 w = head < heads ? *(const uint4*)(row + j * 4 * kChunkBytes) : make_uint4(0, 0, 0, 0);
                 if constexpr (kQueryInShared) {
-                    st_shared_v4(QuadStep::step(smem_q + query_base(head, t), j), {w.x, w.y, w.z, w.w});
+                    st_shared_v4(line_step(smem_q + query_base(head, t), j * 4 * kChunkBytes), {w.x, w.y, w.z, w.w});
                 }
                 else {
                     query.frag_q[2 * j][n][0] = w.x;
@@ -135,14 +142,14 @@ struct DecodeImpl {
                     for (int n = 0; n < kHeadTiles; ++n) {
                         u32 w[4];
                         if constexpr (kQueryInShared) {
-                            ld_shared(w, QuadStep::step(smem_q + query_base(8 * n + g, t), j0 + j));
+                            ld_shared(w, line_step(smem_q + query_base(8 * n + g, t), (j0 + j) * 4 * kChunkBytes));
                         }
                         else {
                             w[0] = query.frag_q[2 * (j0 + j)][n][0], w[1] = query.frag_q[2 * (j0 + j)][n][1];
                             w[2] = query.frag_q[2 * (j0 + j) + 1][n][0], w[3] = query.frag_q[2 * (j0 + j) + 1][n][1];
                         }
-                        mma_m16n8k16<T>(frag_s[0][n], {even[0], odd[0], even[1], odd[1]}, {w[0], w[1]});
-                        mma_m16n8k16<T>(frag_s[0][n], {even[2], odd[2], even[3], odd[3]}, {w[2], w[3]});
+                        mma_k16<Arch, T>(frag_s[0][n], {even[0], odd[0], even[1], odd[1]}, {w[0], w[1]});
+                        mma_k16<Arch, T>(frag_s[0][n], {even[2], odd[2], even[3], odd[3]}, {w[2], w[3]});
                     }
                 }
             }
@@ -151,12 +158,14 @@ struct DecodeImpl {
 
     // Scores become probabilities 2^(s*qk_scale - m). Keys outside [from, to) of the tile do not count.
     template<class Params>
-    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, const Params& p, int segment, int from,
+    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, u32, const Params& p, int segment, int from,
                                 int to, bool fresh, int g, int t)
     {
-        constexpr float kShift = 4.f;
-        if (p.adjust) {
-            Softmax::Adjust(frag_s, p, first_head<kHeads>(p, segment), to, g, t);
+        if (from > 0 || to < CTA_S || p.adjust) {  // rare
+            if (p.adjust) {
+                Softmax::Adjust(frag_s, p, first_head<kHeads>(p, segment), to, g, t);
+            }
+            Softmax::Mask(frag_s, from, to, g);
         }
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {
@@ -165,16 +174,13 @@ struct DecodeImpl {
                 frag_s[0][n][i] = fmaf(frag_s[0][n][i], p.qk_scale, -state.frag_m[n][i & 1]);
             }
         }
-        if (from > 0 || to < CTA_S) {
-            Softmax::Mask(frag_s, from, to, g);
-        }
-        Softmax::MoveReference(frag_s, state, fresh, false, kShift);
+        Softmax::MoveReference(frag_s, state, fresh);
         Softmax::Exponentials(frag_p, frag_s, state);
     }
 
-    static DEVICE void ComputePV(State& state, const FragP& frag_p, u32 slot, int from, int to, int g, int t)
+    static DEVICE void ComputePV(State& state, const FragP& frag_p, u32, u32 slot, int from, int to, int g, int t)
     {
-        const SmemIterV smem_v{slot + kTileBytes, g, t};
+        const SmemIterV smem_v{slot + kValueOffset, g, t};
         constexpr int kAhead = kValueAhead;
 #pragma unroll
         for (int j0 = 0; j0 < kValueLoads; j0 += kAhead) {
@@ -212,7 +218,7 @@ struct DecodeImpl {
                                           prmt(v[1][w], v[3][w], 0x7632)};
 #pragma unroll
                         for (int n = 0; n < kHeadTiles; ++n) {
-                            mma_m16n8k16<T>(state.frag_o[(j0 + j) * kValueWords + w][n], a, frag_p[n]);
+                            mma_k16<Arch, T>(state.frag_o[(j0 + j) * kValueWords + w][n], a, frag_p[n]);
                         }
                     }
                 }

@@ -1,0 +1,41 @@
+// What decode's main loops share: where the queries of a segment are.
+#pragma once
+
+#include "decode/cursor.cuh"
+#include "ptx/memory.cuh"
+#include "smem/swizzle.cuh"
+
+template<class Arch, class Impl, class CacheIterFactory, int kStages>
+struct DecodeMainloop;
+
+template<class Impl>
+struct DecodeQueries {
+    using T = typename Impl::T;
+
+    template<class Params>
+    static DEVICE int query_row(const Params& p, int b)
+    {
+        return p.cu_seqlens_q ? p.cu_seqlens_q[b] : b;
+    }
+
+    // First query of the segment's pack, and how many heads it has.
+    template<class Params, class Place>
+    static DEVICE const T* query_of(const Params& p, const Place& c, int& heads)
+    {
+        const int pack = c.slot % p.head_packs;
+        const int head0 = c.slot / p.head_packs * p.group_size + pack * Impl::kHeads;
+        heads = min(Impl::kHeads, p.group_size - pack * Impl::kHeads);
+        return (const T*)p.q + query_row(p, c.b) * p.q_stride + head0 * Impl::kHeadDim;
+    }
+
+    // So that the segment's start does not wait for DRAM.
+    template<class Params, class Place>
+    static DEVICE void PrefetchQ(const Params& p, const Place& c, int lane)
+    {
+        int heads;
+        const char* const q = (const char*)query_of(p, c, heads);
+        for (int line = lane; line * kLineBytes < heads * Impl::kHeadDim * (int)sizeof(T); line += kWarpSize) {
+            prefetch_l1(q + line * kLineBytes);
+        }
+    }
+};
