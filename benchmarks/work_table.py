@@ -56,7 +56,15 @@ BEYOND_L2 = 1_000_000_000  # bytes that the layers of a cache hold together
 class Workload:
     """A row with its cache, in random page order, filled with normal values; `call(i)` runs layer i mod layers."""
 
-    def __init__(self, row: Row, head_dim: int = 128, block_len: int = 64, dtype: str = "float16", kv_dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        row: Row,
+        head_dim: int = 128,
+        block_len: int = 64,
+        dtype: str = "float16",
+        kv_dtype: str | None = None,
+        device: str = "cuda",
+    ) -> None:
         self.row, self.head_dim = row, head_dim
         tokens = sum(row.seqlens_k)
         one = pa.BlockLayout(row.num_kv_heads, head_dim, block_len, 1, dtype, kv_dtype)
@@ -72,14 +80,14 @@ class Workload:
             num_layers=self.layers,
             dtype=dtype,
             kv_dtype=kv_dtype,
-            device="cuda",
+            device=device,
         )
         order, table, at = np.random.default_rng(0).permutation(num_blocks), np.zeros((len(blocks), max(blocks)), np.int32), 0
         for b, n in enumerate(blocks):
             table[b, :n] = order[at : at + n]
             at += n
-        self.batch = pa.Batch(table, row.seqlens_q, row.seqlens_k, device="cuda")
-        everything = pa.Batch(table, row.seqlens_k, row.seqlens_k, device="cuda")
+        self.batch = pa.Batch(table, row.seqlens_q, row.seqlens_k, device=device)
+        everything = pa.Batch(table, row.seqlens_k, row.seqlens_k, device=device)
         element = dtypes.of(dtype).numpy
         rng = cp.random.default_rng(0)
         for layer in range(self.layers):

@@ -174,15 +174,15 @@ def _pack_size(group_size: int, head_dim: int, kv_dtype: str, mma: str) -> int:
     return next((n for n in sizes if n >= group_size), sizes[-1])
 
 
-def specs_of(layout: BlockLayout, num_heads: int, arch: Arch) -> list[KernelSpec]:
+def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch) -> list[KernelSpec]:
     """Every kernel that calls with so many query heads on caches of a layout can ask for."""
     stored = str(layout.kv_dtype)
-    heads = _pack_size(num_heads // layout.num_kv_heads, layout.head_dim, stored)
-    common = (layout.dtype, stored, layout.head_dim, arch.name)
+    heads = _pack_size(num_heads // layout.num_kv_heads, layout.head_dim, stored, source.mma)
+    common = (layout.dtype, stored, layout.head_dim, arch.name, source.name)
     return [
         *(spec_for(op, *common) for op in ("append", "gather", "prefill")),
         *(spec_for("decode", *common, heads, splits) for splits in SPLITS),
-        spec_for("merge", layout.dtype, layout.dtype, layout.head_dim, arch.name),
+        spec_for("merge", layout.dtype, layout.dtype, layout.head_dim, arch.name, source.name),
     ]
 
 

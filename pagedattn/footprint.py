@@ -47,11 +47,13 @@ class Footprint:
 
     @property
     def ring_bytes(self) -> int:
-        """Decode: one warp's ring of K and V tiles, or its only slot. Prefill: the CTA's."""
+        """Decode: one warp's ring of K and V tiles, or its only slot. Prefill: the CTA's ring, or its places of K and V."""
         tile = 2 * (self.cta_s or 0)
         if self.op == "decode" and self.family == "sm70":  # K and V take turns; parameters of both
             slot = tile // 2 * self.row_bytes + (tile * 4 if self.quantised else 0)
             return _lines(max(slot, self.piece_bytes) if self.shared_pieces else slot)
+        if self.op in TILED and self.family == "sm70":  # places of tiles of T; codes wait in registers
+            return (self.stages or 0) * (self.cta_s or 0) * self.head_dim * 2
         if not self.quantised:
             return (self.stages or 0) * tile * self.row_bytes
         codes = tile * (self.row_bytes + 4)  # and (scale, zero) of each row

@@ -100,7 +100,7 @@ class KernelSpec(Footprint):
         if self.op == "decode":
             self._resolve_decode(target)
         elif self.op in TILED:
-            self._resolve_prefill(target)
+            self._resolve_prefill()
         else:
             self._clear("cta_s", "cta_q", "stages", "heads", "splits")
             self._set(warps=self.warps or tuning.COPY_WARPS, min_ctas=self.min_ctas or 1)
@@ -150,10 +150,7 @@ class KernelSpec(Footprint):
         tile = 32 if self.quantised or self.mma == "m8n8k4" else 16
         if self.cta_s not in (None, tile):
             raise ArgumentError(f"`cta_s` of this decode kernel must be {tile}; got {self.cta_s}.")
-        key = (self.head_dim, self.heads, dtypes.of(self.kv_dtype).bits)
-        rows = tuning.DECODE_OF[str(self.mma)].get(key)
-        if self.splits == "cut":
-            rows = tuning.DECODE_CUTS.get((str(self.mma), *key), rows)
+        rows = tuning.DECODE_OF[str(self.mma)].get((self.head_dim, self.heads, dtypes.of(self.kv_dtype).bits))
         if rows is None:
             raise UnsupportedError(f"a pack must be of 8 heads for head_dim {self.head_dim} in {self.kv_dtype}; got heads={self.heads}.")
         self._take(rows)
@@ -164,24 +161,21 @@ class KernelSpec(Footprint):
         if self.warps is not None and self.warps > 16:
             raise ArgumentError(f"a decode CTA has at most 16 warps; got {self.warps}.")
 
-    def _resolve_prefill(self, target: archs.Arch) -> None:
+    def _resolve_prefill(self) -> None:
         self._clear("heads", "splits")
         if self.op == "varlen" and self.quantised:
             raise UnsupportedError(f"contiguous K and V must hold the activations' own type, {self.dtype}; got kv_dtype={self.kv_dtype!r}.")
-        rows = tuning.PREFILL_OF[str(self.mma)].get((self.head_dim, self.quantised))
-        if rows is None:
-            raise UnsupportedError(
-                f"{self.op} by mma.{self.mma} is not in this version; got {target}. Sequences of one query decode there."
-            )
-        self._take(rows)
+        self._take(tuning.PREFILL_OF[str(self.mma)][self.head_dim, self.quantised])
         assert self.warps is not None
         assert self.cta_q is not None
-        if self.cta_q % (16 * self.warps):
-            raise ArgumentError(f"`cta_q` must be a multiple of 16 rows for each of {self.warps} warps; got {self.cta_q}.")
-        if self.cta_s not in (32, 64):
-            raise ArgumentError(f"`cta_s` of a prefill kernel must be 32 or 64; got {self.cta_s}.")
-        if self.stages != 2:
-            raise ArgumentError(f"`stages` of a prefill kernel must be 2; got {self.stages}.")
+        if self.cta_q % (16 * self.warps) or self.cta_q & (self.cta_q - 1):
+            raise ArgumentError(f"`cta_q` must be a power of two, a multiple of 16 rows for each of {self.warps} warps; got {self.cta_q}.")
+        tiles, stages = ((32, 64), (2,)) if self.family == "sm80" else ((16, 32, 64), (1, 2))
+        whose = f"the {str(self.family).upper()} family's prefill kernel"
+        if self.cta_s not in tiles:
+            raise ArgumentError(f"`cta_s` of {whose} must be one of {tiles}; got {self.cta_s}.")
+        if self.stages not in stages:
+            raise ArgumentError(f"`stages` of {whose} must be {' or '.join(map(str, stages))}; got {self.stages}.")
 
     def _take(self, rows: Iterable[Any]) -> None:
         """Fill open fields from the first row of the tuning table that fits; the caller's own fields stand."""
@@ -254,14 +248,14 @@ def shipped(
     targets = [a.name for n, a in archs.ARCHS.items() if n >= archs.OLDEST] if archs_ is None else archs_
     types = None if dtypes_ is None else tuple(dtypes_)
     dims = tuple(HEAD_DIMS if head_dims is None else head_dims)
-    chosen = None if ops is None else tuple(ops)
+    chosen = tuple(OPS if ops is None else ops)
     stored = tuple(KV_DTYPES if kv_dtypes is None else kv_dtypes)
     return [
         spec
         for target in targets
         for dtype in (_types(target) if types is None else types)
         for dim in dims
-        for op in (_ops(target) if chosen is None else chosen)
+        for op in chosen
         for kv_dtype in (stored if op not in ("varlen", "merge") else (None,))
         for spec in _variants(op, dtype, kv_dtype, dim, target)
     ]
@@ -269,10 +263,6 @@ def shipped(
 
 def _types(target: str) -> tuple[str, ...]:
     return dtypes.ACTIVATIONS if archs.parse(target).family == "sm80" else ("float16",)
-
-
-def _ops(target: str) -> tuple[str, ...]:
-    return tuple(op for op in OPS if op not in TILED or tuning.PREFILL_OF[archs.parse(target).mma])
 
 
 def _variants(op: str, dtype: str, kv_dtype: str | None, head_dim: int, target: str) -> Iterator[KernelSpec]:

@@ -91,9 +91,7 @@ DECODE_M8N8K4: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
     (128, 8, 16): (DecodeTile(8, 1, 32), DecodeTile(5, 1, 32)),
     (128, 16, 16): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
     (192, 8, 16): (DecodeTile(5, 1, 32), DecodeTile(3, 1, 32)),
-    (192, 16, 16): (DecodeTile(4, 1, 32), DecodeTile(3, 1, 32)),
     (256, 8, 16): (DecodeTile(4, 1, 32), DecodeTile(2, 1, 32)),
-    (256, 16, 16): (DecodeTile(3, 1, 32), DecodeTile(2, 1, 32)),
     (64, 8, 8): (DecodeTile(8, 1, 32),),
     (64, 16, 8): (DecodeTile(8, 1, 32),),
     (96, 8, 8): (DecodeTile(8, 1, 32),),
@@ -101,9 +99,7 @@ DECODE_M8N8K4: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
     (128, 8, 8): (DecodeTile(8, 1, 32),),
     (128, 16, 8): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
     (192, 8, 8): (DecodeTile(8, 1, 32), DecodeTile(5, 1, 32)),
-    (192, 16, 8): (DecodeTile(4, 1, 32), DecodeTile(3, 1, 32)),
     (256, 8, 8): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
-    (256, 16, 8): (DecodeTile(3, 1, 32), DecodeTile(2, 1, 32)),
     (64, 8, 4): (DecodeTile(8, 1, 32),),
     (64, 16, 4): (DecodeTile(8, 1, 32),),
     (96, 8, 4): (DecodeTile(8, 1, 32),),
@@ -111,14 +107,7 @@ DECODE_M8N8K4: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
     (128, 8, 4): (DecodeTile(8, 1, 32),),
     (128, 16, 4): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
     (192, 8, 4): (DecodeTile(8, 1, 32), DecodeTile(5, 1, 32)),
-    (192, 16, 4): (DecodeTile(4, 1, 32), DecodeTile(3, 1, 32)),
     (256, 8, 4): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
-    (256, 16, 4): (DecodeTile(3, 1, 32), DecodeTile(2, 1, 32)),
-}
-# Cuts keep more in registers: fewer warps where those of a flat list would spill.
-DECODE_CUTS = {
-    ("m16n8k8", 128, 8, 16): (DecodeTile(8, 1),),
-    ("m16n8k8", 128, 8, 4): (DecodeTile(8, 1, 32),),
 }
 DECODE_OF = {"m16n8k16": DECODE, "m16n8k8": DECODE_M16N8K8, "m8n8k4": DECODE_M8N8K4}
 
@@ -135,8 +124,30 @@ PREFILL: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
     (192, True): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
     (256, True): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
 }
-PREFILL_M16N8K8: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {}
-PREFILL_M8N8K4: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {}
+# The SM70 family: with one stage V stands where K stood, which makes room for longer tiles; those won wherever they fitted. 64 KB hold 256
+# rows of queries up to head_dim 96, 96 KB up to 128.
+PREFILL_M16N8K8: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
+    (dim, quantised): (tile,)
+    for quantised in (False, True)
+    for dim, tile in {
+        64: PrefillTile(8, 256, 64, 1),
+        96: PrefillTile(8, 256, 32, 1, stages=1),
+        128: PrefillTile(8, 128, 64, 1, stages=1),
+        192: PrefillTile(8, 128, 32, 1, stages=1),
+        256: PrefillTile(4, 64, 16, 1),
+    }.items()
+}
+PREFILL_M8N8K4: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
+    (dim, quantised): (tile,)
+    for quantised in (False, True)
+    for dim, tile in {
+        64: PrefillTile(8, 256, 64, 1),
+        96: PrefillTile(8, 256, 32, 1),
+        128: PrefillTile(8, 256, 32, 1),
+        192: PrefillTile(8, 128, 32, 1),
+        256: PrefillTile(8, 128, 32, 1, stages=1),
+    }.items()
+}
 PREFILL_OF = {"m16n8k16": PREFILL, "m16n8k8": PREFILL_M16N8K8, "m8n8k4": PREFILL_M8N8K4}
 
 COPY_WARPS = 8  # append, gather, merge: plain copies

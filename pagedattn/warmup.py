@@ -79,9 +79,9 @@ def warmup(
     if isinstance(num_heads, bool) or not hasattr(num_heads, "__index__") or num_heads < 1 or num_heads % num_kv_heads:
         raise ArgumentError(f"`num_heads` must be a positive multiple of num_kv_heads, {num_kv_heads}; got {num_heads!r}.")
     target = devices.get(device)
-    if target.arch is None:
+    if target.arch is None or target.source is None:
         return Warmth(target.name, ())
-    kernels = [build.build(spec) for spec in dispatch.specs_of(layout, num_heads, target.arch)]
+    kernels = [build.build(spec) for spec in dispatch.specs_of(layout, num_heads, target.arch, target.source)]
     for kernel in kernels:
         target.load(kernel)
     return Warmth(target.name, tuple(kernels))

@@ -27,9 +27,12 @@ struct QuadPairImpl {
     static constexpr int kParamBytes = kQuantised ? CTA_S * 2 * (int)sizeof(T) : 0;
     static constexpr int kSlotBytes = Tile::kBytes + 2 * kParamBytes;  // K or V, K's parameters, V's parameters
     static constexpr int kQueryBytes = kHeads * kHeadDim * (int)sizeof(T);
+    // O leaves wide heads and packs few registers: their loops stay loops.
+    static constexpr bool kWide = kHeads * kHeadDim > 8 * 128;
+    static constexpr int kUnrollKeys = kWide ? 2 : Tile::kRowChunks, kUnrollValues = kWide ? 1 : CTA_S / 8;
     static constexpr int kRowBytesP = 96;  // of one head's P: 64, and what keeps rows in different banks
 
-    using Map = WarpLinearMap<Tile::kRowChunks * CTA_S, (kHeads * kHeadDim > 16 * 128 ? 4 : 8)>;
+    using Map = WarpLinearMap<Tile::kRowChunks * CTA_S, (kWide ? 4 : 8)>;
     template<class Iterators, int Index>
     using Data = typename Iterators::template Data<if_else<kQuantised, u8, T>, Map, typename Tile::Layout, Index>;
     template<class Iterators>  // K brings the parameters of both
@@ -50,7 +53,7 @@ struct QuadPairImpl {
         v.SetSmem(slot);
     }
 
-    using Softmax = QuadPairSoftmax<T, kHeadTiles, Tile::kDimTiles>;
+    using Softmax = QuadPairSoftmax<T, kHeadTiles, Tile::kDimTiles, kQuantised>;
     using State = typename Softmax::State;
     using FragS = typename Softmax::FragS;
     using FragHead = typename Softmax::FragHead;
@@ -75,8 +78,10 @@ struct QuadPairImpl {
             float sum = 0.f, bias = 0.f;
 #pragma unroll
             for (int c = 0; c < QueryTile::kRowChunks; c += 4) {
-                const uint4 w = head < heads ? row[c + t] : make_uint4(0, 0, 0, 0);
-                st_shared_v4(smem_q + QueryTile::Layout::offset(head * QueryTile::kRowChunks + c + t), {w.x, w.y, w.z, w.w});
+                // neighbouring rows of whole lines take different halves of a line
+                const int chunk = (QueryTile::kRowChunks % 8 == 0 ? c ^ g % 2 * 4 : c) + t;
+                const uint4 w = head < heads ? row[chunk] : make_uint4(0, 0, 0, 0);
+                st_shared_v4(smem_q + QueryTile::Layout::offset(head * QueryTile::kRowChunks + chunk), {w.x, w.y, w.z, w.w});
                 if constexpr (kQuantised) {
                     const float first = both(w.x) + both(w.z), second = both(w.y) + both(w.w);
                     sum += first + second;
@@ -104,7 +109,7 @@ struct QuadPairImpl {
                 Softmax::score(frag_s, n, e, 0) = Softmax::score(frag_s, n, e, 1) = kQuantised ? query.bias[n][e] : 0.f;
             }
         }
-#pragma unroll
+#pragma unroll kUnrollKeys
         for (int c = 0; c < Tile::kRowChunks; ++c) {
             u32 frag_k[4];
             smem_k.Load(frag_k, c);
@@ -170,7 +175,7 @@ struct QuadPairImpl {
         const typename Tile::ValueReader smem_v{slot, lane};
         const bool masked = !kQuantised && (from > 0 || to < CTA_S);
         __syncwarp();  // P is there
-#pragma unroll
+#pragma unroll kUnrollValues
         for (int s = 0; s < CTA_S / 4; s += 2) {  // four keys each
             u32 frag_p[kHeadTiles][4];
 #pragma unroll

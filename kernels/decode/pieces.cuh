@@ -44,8 +44,9 @@ struct Pieces {
 
     // A whole segment: straight to out.
     template<class Params>
-    static DEVICE void StoreOut(const Params& p, const State& s, const OutRows& rows, int g, int t)
+    static DEVICE void StoreOut(const Params& p, const State& s, const OutRows& rows, int lane_id)
     {
+        const int lane = opaque(lane_id), g = lane / 4, t = lane % 4;  // nothing of this is worth a register of the main loop
 #pragma unroll
         for (int n = 0; n < Impl::kHeadTiles; ++n) {
 #pragma unroll
@@ -74,8 +75,9 @@ struct Pieces {
         }
     }
 
-    static DEVICE void StorePiece(float* piece, const State& s, int heads, int g, int t)
+    static DEVICE void StorePiece(float* piece, const State& s, int heads, int lane_id)
     {
+        const int lane = opaque(lane_id), g = lane / 4, t = lane % 4;
 #pragma unroll
         for (int n = 0; n < Impl::kHeadTiles; ++n) {
 #pragma unroll

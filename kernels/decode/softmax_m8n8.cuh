@@ -6,7 +6,8 @@
 #include "core/softmax.cuh"
 #include "core/types.cuh"
 
-template<class T, int kHeadTiles, int kDimTiles>
+// kZeros: V's zeros are summed up beside P V.
+template<class T, int kHeadTiles, int kDimTiles, bool kZeros>
 struct QuadPairSoftmax {
     static constexpr int kKeys = 32;
     static constexpr float kShift = 4.f;
@@ -18,7 +19,8 @@ struct QuadPairSoftmax {
     // What is known of a segment, or of a warp's part of it.
     struct State {
         FragO frag_o;
-        FragHead frag_l, frag_z, frag_m;  // sums of p and of p * zero, of the lane's own keys until Finish; references, log2 units
+        FragHead frag_l, frag_m;                   // sums of p, of the lane's own keys until Finish; references, log2 units
+        float frag_z[kZeros ? kHeadTiles : 1][4];  // sums of p * zero, likewise
 
         DEVICE void Clear()
         {
@@ -26,7 +28,7 @@ struct QuadPairSoftmax {
             for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
-                    frag_l[n][e] = frag_z[n][e] = frag_m[n][e] = 0.f;
+                    frag_l[n][e] = frag_z[kZeros ? n : 0][e] = frag_m[n][e] = 0.f;
 #pragma unroll
                     for (int i = 0; i < kDimTiles; ++i) {
                         frag_o[i][n][0][e] = frag_o[i][n][1][e] = 0.f;
@@ -116,7 +118,9 @@ struct QuadPairSoftmax {
                 down[e] = ex2(-fmaxf(up, 0.f));
                 state.frag_m[n][e] += up;
                 state.frag_l[n][e] *= down[e];
-                state.frag_z[n][e] *= down[e];
+                if constexpr (kZeros) {
+                    state.frag_z[n][e] *= down[e];
+                }
                 score(frag_s, n, e, 0) -= up;
                 score(frag_s, n, e, 1) -= up;
             }
@@ -136,29 +140,35 @@ struct QuadPairSoftmax {
     // The lanes' sums of their own keys become the heads', every value goes to the lanes that have the head's O, and V's zeros join O.
     static DEVICE void Finish(State& state, int lane)
     {
+        auto sum = [](float x, float y) { return x + y; };
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                auto add = [](float x, float y) { return x + y; };
-                state.frag_l[n][e] = OverKeys(state.frag_l[n][e], add);
-                state.frag_z[n][e] = OverKeys(state.frag_z[n][e], add);
+                state.frag_l[n][e] = OverKeys(state.frag_l[n][e], sum);
             }
-            float m[2], l[2], z[2];
+            float m[2], l[2];
             ToRows(m, state.frag_m[n], lane);
             ToRows(l, state.frag_l[n], lane);
-            ToRows(z, state.frag_z[n], lane);
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 state.frag_m[n][e] = m[e];
                 state.frag_l[n][e] = l[e];
             }
-#pragma unroll
-            for (int i = 0; i < kDimTiles; ++i) {
+            if constexpr (kZeros) {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
-                    state.frag_o[i][n][0][e] += z[e / 2];
-                    state.frag_o[i][n][1][e] += z[e / 2];
+                    state.frag_z[n][e] = OverKeys(state.frag_z[n][e], sum);
+                }
+                float z[2];
+                ToRows(z, state.frag_z[n], lane);
+#pragma unroll
+                for (int i = 0; i < kDimTiles; ++i) {
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) {
+                        state.frag_o[i][n][0][e] += z[e / 2];
+                        state.frag_o[i][n][1][e] += z[e / 2];
+                    }
                 }
             }
         }

@@ -3,7 +3,7 @@
 
 #include "core/softmax.cuh"
 
-// Impl's fragment: element (slab, 8 keys, 2 half + key) of a lane.
+// Impl's fragment: element e of pair array j of a slab is row e / 2, key 8 j + e % 2 of the lane's own; Impl::Map says where they begin.
 template<class Impl, class Params>
 DEVICE void cap_scores(typename Impl::FragS& frag_s, const Params& p)
 {
@@ -26,8 +26,8 @@ DEVICE void add_alibi(typename Impl::FragS& frag_s, const Params& p, const Tile&
     for (int i = 0; i < Impl::kSlabs; ++i) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const float slope = alibi_slope(p, query.head(row + i * Impl::kSlabRows + h * 8));
-            const float distance = (float)(first - query.position(row + i * Impl::kSlabRows + h * 8));
+            const float slope = alibi_slope(p, query.head(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep));
+            const float distance = (float)(first - query.position(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep));
 #pragma unroll
             for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
 #pragma unroll
@@ -47,7 +47,8 @@ DEVICE void apply_mask(typename Impl::FragS& frag_s, const Params& p, const Tile
     for (int i = 0; i < Impl::kSlabs; ++i) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const u8* const kept = mask + (i64)min(query.token(row + i * Impl::kSlabRows + h * 8), query.qlen - 1) * query.klen + first;
+            const u8* const kept =
+                mask + (i64)min(query.token(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep), query.qlen - 1) * query.klen + first;
 #pragma unroll
             for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
 #pragma unroll
@@ -64,7 +65,7 @@ DEVICE void apply_mask(typename Impl::FragS& frag_s, const Params& p, const Tile
 template<class Impl, class Params, class Tile>
 DEVICE void adjust_scores(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int warp_row, int key0, int lane)
 {
-    const int row = warp_row + lane / 4, first = key0 + lane % 4 * 2;  // of the lane's first element
+    const int row = warp_row + Impl::Map::row(lane), first = key0 + Impl::Map::key(lane);  // of the lane's first element
     if (p.softcap_in != 0.f) {
         cap_scores<Impl>(frag_s, p);
     }

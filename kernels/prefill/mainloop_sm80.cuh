@@ -3,8 +3,7 @@
 
 #include "core/family_sm80.cuh"
 #include "prefill/adjust.cuh"
-#include "prefill/impl_sm80.cuh"
-#include "prefill/query_tile.cuh"
+#include "prefill/query_sm80.cuh"
 
 template<class Arch, class Impl, class TileSource, int kWarps>
 struct PrefillMainloop;
@@ -22,21 +21,7 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
     typename Impl::FragO frag_o;
     typename Impl::FragRow frag_m, frag_l;
 
-    DEVICE void Clear()
-    {
-#pragma unroll
-        for (int i = 0; i < Impl::kSlabs; ++i) {
-#pragma unroll
-            for (int j = 0; j < 2 * Impl::kDimSteps; ++j) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    frag_o[i][j][e] = 0.f;
-                }
-            }
-            frag_m[i][0] = frag_m[i][1] = negative_infinity();
-            frag_l[i][0] = frag_l[i][1] = 0.f;
-        }
-    }
+    DEVICE void Clear() { Impl::Clear(frag_o, frag_m, frag_l); }
 
     // Part `part` of p.num_splits of the tile's keys. Q is on its way to smem_q, uncommitted: it arrives with the first tile.
     template<class Params>

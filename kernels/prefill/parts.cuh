@@ -2,7 +2,7 @@
 // adds the parts up in their order: the same bits in every run.
 #pragma once
 
-#include "prefill/mainloop_sm80.cuh"
+#include "core/softmax.cuh"
 
 template<class Mainloop>
 struct TileParts {

@@ -2,8 +2,6 @@
 #pragma once
 
 #include "core/types.cuh"
-#include "iterator/thread_map.cuh"
-#include "ptx/cp_async.cuh"
 
 template<int kRows>
 struct QueryTile {
@@ -49,22 +47,17 @@ struct QueryTile {
     {
         return p.window_size ? max(klen - qlen + token0 - p.window_size + 1, 0) : 0;
     }
-};
 
-// Rows past the sequence's end become zeros.
-template<class T, int kHeadDim, int kThreads, class SmemLayout, int kRows, class Params>
-DEVICE void prefetch_query(const Params& p, const QueryTile<kRows>& tile, u32 smem_q, int thread)
-{
-    constexpr int kRowChunks = kHeadDim * sizeof(T) / kChunkBytes;
-    using Map = RakedThreadMap<kRowChunks, kRows, kThreads>;
-    if (!Map::active(Map::offset_s(thread))) {
-        return;
+    // Keys that every row of the tile sees, as far as it has them all: [common_first_key, common_keys).
+    template<class Params>
+    DEVICE int common_keys(const Params& p) const
+    {
+        return p.causal ? klen - qlen + token0 + 1 : klen;
     }
-    const int chunk = Map::offset_c(thread);
-    for (int i = 0; i < Map::kIterS; ++i) {
-        const int row = Map::offset_s(thread) + i * Map::kRowsPerIter;
-        const i64 token = tile.row0 + min(tile.token(row), tile.qlen - 1);
-        const T* const src = (const T*)p.q + token * p.q_stride + tile.head(row) * kHeadDim + chunk * (kChunkBytes / (int)sizeof(T));
-        cp_async_16_zfill(smem_q + SmemLayout::offset(row, chunk), src, tile.valid(row));
+
+    template<class Params>
+    DEVICE int common_first_key(const Params& p) const
+    {
+        return p.window_size ? max(klen - qlen + token0 + (1 << tokens_log2) - p.window_size, 0) : 0;
     }
-}
+};

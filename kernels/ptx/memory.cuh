@@ -42,6 +42,22 @@ DEVICE void st_shared_v4(u32 a, const u32 (&v)[4])
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(a), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]) : "memory");
 }
 
+// ld.global.{v4, v2, }.u32: as many words as d holds; stays where it is written, so that what follows runs while it is on its way
+DEVICE void ld_global(u32 (&d)[4], const void* p)
+{
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(p));
+}
+
+DEVICE void ld_global(u32 (&d)[2], const void* p)
+{
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(d[0]), "=r"(d[1]) : "l"(p));
+}
+
+DEVICE void ld_global(u32 (&d)[1], const void* p)
+{
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(d[0]) : "l"(p));
+}
+
 // ld.global.nc.L1::no_allocate.v4.u32, .L2::128B where there is one (sm_75): 16 bytes that nothing writes meanwhile and nobody reads again
 DEVICE void ld_global_once(u32 (&d)[4], const void* p)
 {

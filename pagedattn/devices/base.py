@@ -74,6 +74,14 @@ class Device(ABC):
         """The address of an array's first element, as kernels see it."""
         raise NotImplementedError(f"{self.name} runs no kernels.")
 
+    def current_stream(self) -> int:
+        """The address of this thread's current stream."""
+        raise NotImplementedError(f"{self.name} has no streams.")
+
+    def borrow(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any, owner: Any) -> Any:
+        """Memory of this device that `owner` keeps, as an array; `strides` in bytes."""
+        raise NotImplementedError(f"{self.name} borrows through DLPack.")
+
     @abstractmethod
     def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:
         """pool[targets[i]] = pool[sources[i]], all layers."""

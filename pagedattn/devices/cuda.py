@@ -177,6 +177,17 @@ class CudaDevice(Device):
         """The device address of an array's first element."""
         return int(x.data.ptr)
 
+    def current_stream(self) -> int:
+        return int(self._current_stream(self.index).ptr)
+
+    def borrow(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: Any, owner: Any) -> Any:
+        span = dtype.itemsize
+        for n, step in zip(shape, strides, strict=True):
+            span += (n - 1) * step
+        memory = self._cupy.cuda.memory
+        held = memory.MemoryPointer(memory.UnownedMemory(address, span, owner, self.index), 0)
+        return self._cupy.ndarray(shape, dtype, memptr=held, strides=strides)
+
     def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:
         stream = self._current_stream(self.index).ptr
         block_bytes = pool.strides[0]

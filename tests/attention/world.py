@@ -210,7 +210,7 @@ def scattered(rng: np.random.Generator, seqlens_k: Array, block_len: int) -> tup
     return table, num_blocks
 
 
-def cache_of(world: World, device: str) -> pa.KVCache:
+def cache_of(world: World, device: str | pa.devices.base.Device) -> pa.KVCache:
     """A cache over a copy of the world's pool."""
     case = world.case
     where = pa.devices.get(device)

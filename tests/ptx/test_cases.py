@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pagedattn as pa
-from pagedattn import reference, spec
+from pagedattn import arch, reference, spec
 from pagedattn.devices.interpreter import InterpreterDevice
 from tests.attention import test_attention
 from tests.attention.cases import CASES, Case, Lengths
@@ -100,6 +100,113 @@ def test_target(case: Case, target: str) -> None:
     test_attention.test_case(case, f"interpreter:{target}")
 
 
+# The SM70 family has a main loop of its own, and on sm_70 an mma and layouts of its own.
+SM70_TARGETS = ("sm_70", "sm_75")
+SM70_OPTIONS = (
+    "full-window7",
+    "full-prefill",
+    "window64",
+    "softcap1",
+    "sinks-window1",
+    "mixed-d96-block16",
+    "mixed-d192-block16",
+    "mixed-no-lse",
+    "prefill-group3",
+    "prefill-ramp60",
+    "layers",
+    "out-strided",
+    "fused",
+)
+
+
+def sm70_decode() -> list[tuple[Case, str]]:
+    """A case for every decode kernel of sm_70 and sm_75; of a cut's only those of head_dim 128, as the main loop is that of a flat list."""
+    wanted = [
+        f"{s.splits}-h{s.heads}-d{s.head_dim}-float16{'-' + str(s.kv_dtype) if s.quantised else ''}"
+        for s in spec.shipped(["sm_75"], ops=["decode"])
+    ]
+    cases = {c.id: c for c in specs()}
+    return [
+        (cases[name], target)
+        for target in SM70_TARGETS
+        for name in wanted
+        if (name.startswith("flat") or "-d128-" in name) and int(name.split("-h")[1].split("-")[0]) in _packs(cases[name], target)
+    ]
+
+
+def _packs(case: Case, target: str) -> tuple[int, ...]:
+    return spec.decode_heads(case.head_dim, case.kv_dtype or case.dtype, arch.parse(target).mma)
+
+
+@pytest.mark.parametrize(("case", "target"), sm70_decode(), ids=lambda x: getattr(x, "id", x))
+def test_sm70_decode(case: Case, target: str) -> None:
+    device = InterpreterDevice(target)
+    device.history = []
+    lengths = ((1, 1), (1, 17), (0, 5), (1, 150), (1, 64))
+    test_attention.test_case(dataclasses.replace(case, lengths=lengths), device)
+    assert len(device.history) == 2  # append, decode
+
+
+SM70_DECODE_OPTIONS = (
+    "window7",
+    "softcap1",
+    "softcap1-int8",
+    "sinks-window1",
+    "scale-int4",
+    "mixed-d96-block16-int4",
+    "mixed-no-lse",
+    "one-token",
+    "layers-int8",
+    "out-strided",
+    "fused",
+    "append-fused",
+    "decode-group20",
+    "decode-group20-int4",
+    "splits-fixed256",
+    "splits-window-int8",
+    "splits-group20",
+    "decode-ramp60",
+    "decode-ramp-60-int4",
+    "decode-ramp-splits",
+    "offset-decode-f16-int4",
+    "large-values-decode-f16-int8",
+    "small-values-decode-f16-int4",
+)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.id in SM70_DECODE_OPTIONS], ids=lambda case: case.id)
+@pytest.mark.parametrize("target", SM70_TARGETS)
+def test_sm70_decode_options(case: Case, target: str) -> None:
+    lengths = tuple((min(q, 1), min(k, 220)) for q, k in case.lengths)
+    test_attention.test_case(dataclasses.replace(case, lengths=lengths, dtype="float16"), f"interpreter:{target}")
+
+
+@pytest.mark.parametrize("case", [c for c in specs() if c.dtype == "float16" and c.id.startswith("prefill")], ids=lambda case: case.id)
+@pytest.mark.parametrize("target", SM70_TARGETS)
+def test_sm70_prefill(case: Case, target: str) -> None:
+    test_attention.test_case(case, f"interpreter:{target}")
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.id in SM70_OPTIONS], ids=lambda case: case.id)
+@pytest.mark.parametrize("target", SM70_TARGETS)
+def test_sm70_prefill_options(case: Case, target: str) -> None:
+    lengths = tuple((min(q, 40), min(k, 40 if q > 40 else 250)) for q, k in case.lengths if q > 1)
+    test_attention.test_case(dataclasses.replace(case, lengths=lengths, dtype="float16"), f"interpreter:{target}")
+
+
+@pytest.mark.parametrize("keywords", [{}, {"window_size": 600}], ids=["", "window"])
+@pytest.mark.parametrize("target", ["sm_80", *SM70_TARGETS])
+def test_prefill_in_parts(target: str, keywords: dict[str, int]) -> None:
+    """Few query tiles on a GPU of many multiprocessors: several CTAs share a tile's keys, and one of them adds the parts up."""
+    device = InterpreterDevice(target)
+    device.sm_count = 32
+    case = Case("parts", "a window may leave parts without keys", ((40, 1100), (3, 70)), num_heads=2, num_kv_heads=1, keywords=keywords)
+    device.history = []
+    test_attention.test_case(case, device)
+    (counts,) = device.history
+    assert counts.ctas >= 2 * len(case.lengths)  # both heads of a sequence share its only tile
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.id in OPTIONS], ids=lambda case: case.id)
 def test_options(case: Case) -> None:
     lengths = tuple((min(q, 40), min(k, 40 if q > 40 else 400)) for q, k in case.lengths)
@@ -114,7 +221,7 @@ def test_changes_in_the_other_family(name: str, target: str) -> None:
 
 
 def test_options_are_rows_of_the_table() -> None:
-    assert set(OPTIONS) - {c.id for c in CASES} == set()
+    assert {*OPTIONS, *SM70_OPTIONS, *SM70_DECODE_OPTIONS} - {c.id for c in CASES} == set()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -153,3 +260,7 @@ def test_every_shipped_spec_is_run() -> None:
             assert f"{s.splits}-h{s.heads}-{name}" in ids
         elif s.op == "prefill":
             assert f"prefill-{name}" in ids
+    run = {(c.id, target) for c, target in sm70_decode()}
+    for s in spec.shipped(SM70_TARGETS, ops=["decode"]):
+        name = f"{s.splits}-h{s.heads}-d{s.head_dim}-{s.dtype}{'-' + str(s.kv_dtype) if s.quantised else ''}"
+        assert s.splits == "cut" or (name, s.arch) in run

@@ -14,10 +14,18 @@ LENGTHS = (160, 32, 96)
 DIMS = (64, 96, 128, 192, 256)
 
 
-def counted(op: str, head_dim: int, heads: int = 4, splits: int | None = None, dtype: str = "float16") -> ptx.Counts:
+def counted(
+    op: str,
+    head_dim: int,
+    heads: int = 4,
+    splits: int | None = None,
+    dtype: str = "float16",
+    target: str = "sm_80",
+    kv_dtype: str | None = None,
+) -> ptx.Counts:
     """The counts of one launch over three sequences whose lengths fill tiles."""
-    device = InterpreterDevice()
-    cache = pa.KVCache(32, num_kv_heads=2, head_dim=head_dim, block_len=16, dtype=dtype, device=device)
+    device = InterpreterDevice(target)
+    cache = pa.KVCache(32, num_kv_heads=2, head_dim=head_dim, block_len=16, dtype=dtype, kv_dtype=kv_dtype, device=device)
     cache.pool[:] = 0
     sequences = [cache.new_sequence() for _ in LENGTHS]
     batch = cache.extend(sequences, list(LENGTHS))
@@ -51,6 +59,71 @@ def test_no_bank_conflicts_on_the_paths_of_k_and_v(op: str, head_dim: int) -> No
     assert sites
     assert {str(s.lines[0]): s.conflicts for s in sites if s.conflicts} == {}
     assert {width for name, _, width in counts.global_traffic if name == "pool"} == {16}
+
+
+SM70_PREFILL = [(dim, None) for dim in DIMS] + [(96, "int8"), (128, "int4")]
+
+
+@pytest.mark.parametrize(("head_dim", "kv_dtype"), SM70_PREFILL)
+@pytest.mark.parametrize("target", ["sm_70", "sm_75"])
+def test_no_bank_conflicts_where_tiles_go_through_registers(target: str, head_dim: int, kv_dtype: str | None) -> None:
+    """Tiles are written by 16 bytes a lane and read by ldmatrix, or by 16 bytes a lane where there is none; so is Q."""
+    counts = counted("prefill", head_dim, target=target, kv_dtype=kv_dtype)
+    sites = [s for s in counts.shared_sites.values() if s.width == 16 and not _of_rows_that_end(s)]
+    kinds = {s.instruction.split()[0] for s in sites}
+    reads = {"ld.shared.v4.u32"} if target == "sm_70" else {f"ldmatrix.sync.aligned.m8n8.x4{how}.shared.b16" for how in ("", ".trans")}
+    assert kinds == {"st.shared.v4.u32", *reads}
+    assert {str(s.lines[0]): s.conflicts for s in sites if s.conflicts} == {}
+
+
+SM70_DECODE = [(dim, 8, None) for dim in DIMS] + [(64, 16, None), (128, 8, "int8"), (128, 8, "int4"), (96, 8, "int8"), (256, 8, "int4")]
+
+
+@pytest.mark.parametrize(("head_dim", "heads", "kv_dtype"), SM70_DECODE)
+@pytest.mark.parametrize("target", ["sm_70", "sm_75"])
+def test_sm70_decode_reads_once_and_without_conflicts(target: str, head_dim: int, heads: int, kv_dtype: str | None) -> None:
+    """A pack's heads read K and V once, 16 bytes a lane; tiles are written and read, and P passes, without bank conflicts."""
+    counts = counted("decode", head_dim, heads, target=target, kv_dtype=kv_dtype)
+    row = pa.BlockLayout(1, head_dim, 16, kv_dtype=kv_dtype).token_bytes
+    needed = sum(LENGTHS) * 2 * row
+    assert needed <= counts.bytes_of("pool").moved_bytes <= 1.03 * needed
+    assert {width for name, _, width in counts.global_traffic if name == "pool"} == {16}
+    sites = [s for s in counts.shared_sites.values() if any(line.file == "kernels/ptx/memory.cuh" for line in s.lines)]
+    kinds = {s.instruction.split()[0] for s in sites}
+    assert {"ld.shared.v4.u32", "st.shared.v4.u32"} <= kinds
+    assert {str(s.lines): s.conflicts for s in sites if s.conflicts} == {}
+
+
+@pytest.mark.parametrize(
+    ("target", "kv_dtype", "limit"),
+    [
+        ("sm_75", None, 2.6),
+        ("sm_75", "int8", 3.05),
+        ("sm_75", "int4", 3.75),
+        ("sm_70", None, 3.2),
+        ("sm_70", "int8", 3.35),
+        ("sm_70", "int4", 3.2),
+    ],
+)
+def test_sm70_decode_instructions_for_a_key_and_head(target: str, kv_dtype: str | None, limit: float) -> None:
+    """Warp instructions that another key costs, for each of a pack's eight heads: a sequence's, less those of a shorter one."""
+    spent = []
+    for length in (512, 1536):
+        device = InterpreterDevice(target)
+        cache = pa.KVCache(96, num_kv_heads=1, head_dim=128, block_len=16, kv_dtype=kv_dtype, device=device)
+        cache.pool[:] = 0
+        sequences = [cache.new_sequence()]
+        cache.extend(sequences, [length])
+        batch = cache.batch(sequences)
+        device.counting = True
+        pa.paged_attention(device.zeros((1, 8, 128), np.float16), cache, batch)
+        spent.append(sum(device.launches[0].instructions.values()))
+    found = (spent[1] - spent[0]) / ((1536 - 512) * 8)
+    assert found <= limit
+
+
+def _of_rows_that_end(site: ptx.counts.Site) -> bool:
+    return any(line.file == "kernels/prefill/epilogue.cuh" for line in site.lines)
 
 
 def _reads_kv(site: ptx.counts.Site) -> bool:

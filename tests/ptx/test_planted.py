@@ -14,6 +14,8 @@ from pagedattn.spec import KernelSpec
 
 SOURCE, EPILOGUE, MAINLOOP = "prefill/source_sm80.cuh", "prefill/epilogue.cuh", "prefill/mainloop_sm80.cuh"
 GMEM, DECODE, FLAT, SWIZZLE = "iterator/gmem_sm80.cuh", "decode/mainloop_sm80.cuh", "decode/merge_flat.cuh", "smem/swizzle.cuh"
+DECODE70, GMEM70, IMPL70 = "decode/mainloop_sm70.cuh", "iterator/gmem_warp_sm70.cuh", "decode/impl_m8n8.cuh"
+MAINLOOP70, TILES70 = "prefill/mainloop_sm70.cuh", "prefill/source_sm70.cuh"
 KERNEL = "kernel.cu"
 
 
@@ -28,6 +30,8 @@ class Plant(NamedTuple):
     kind: str
     at: str
     line: str
+    target: str = "sm_80"
+    head_dim: int = 128
 
 
 NEXT = "        slot_ = kSlotBytes - slot_;\n        if (more) {\n            Prefetch(slot_, len);\n        }\n"
@@ -76,8 +80,8 @@ PLANTS = (
         "off by half a chunk",
         "prefill",
         GMEM,
-        "max_s - 1)) + chunk_ * kChunkBytes;",
-        "max_s - 1)) + chunk_ * kChunkBytes + 8;",
+        "part * kMinBlockLen) * kRowBytes + chunk_ * kChunkBytes);",
+        "part * kMinBlockLen) * kRowBytes + chunk_ * kChunkBytes + 8);",
         "misaligned",
         SOURCE,
         "gmem_k_.Prefetch(",
@@ -90,7 +94,7 @@ PLANTS = (
         "row = i * Impl::kSlabRows + h",
         "race",
         EPILOGUE,
-        "smem_q + SmemLayout::offset(row, j)",
+        "smem_q + SmemLayout::offset(row, Map",
     ),
     Plant(
         "query not loaded",
@@ -106,8 +110,8 @@ PLANTS = (
         "half a shuffle",
         "prefill",
         EPILOGUE,
-        "l += __shfl_xor_sync(kFullWarp, l, 1)",
-        "if (lane < 16) l += __shfl_xor_sync(kFullWarp, l, 1)",
+        "l += __shfl_xor_sync(kFullWarp, l, Map::kRowLanes[0])",
+        "if (lane < 16) l += __shfl_xor_sync(kFullWarp, l, Map::kRowLanes[0])",
         "missing lanes",
         EPILOGUE,
         "if (lane < 16)",
@@ -136,8 +140,8 @@ PLANTS = (
         "dropped warp barrier",
         "decode",
         DECODE,
-        "            __syncwarp();\n            prefetch(",
-        "            prefetch(",
+        "                __syncwarp();\n                prefetch(",
+        "                prefetch(",
         "race",
         DECODE,
         "Impl::ComputeQK(",
@@ -156,8 +160,8 @@ PLANTS = (
         "ring reused too early",
         "decode",
         DECODE,
-        "                __syncwarp();  // the ring",
-        "                // the ring",
+        "            __syncwarp();  // the ring",
+        "            // the ring",
         "race",
         KERNEL,
         "StorePiece(",
@@ -172,6 +176,76 @@ PLANTS = (
         KERNEL,
         "merge.MergeCta",
     ),
+    Plant(
+        "V where a warp still reads K",
+        "decode",
+        DECODE70,
+        "                __syncwarp();  // V may stand where K stood\n",
+        "",
+        "race",
+        GMEM70,
+        "st_shared_v4(",
+        "sm_75",
+    ),
+    Plant(
+        "K where a warp still reads V",
+        "decode",
+        DECODE70,
+        "                __syncwarp();  // K may stand where V stood; with no tile left, the slot may become the piece's place\n",
+        "",
+        "race",
+        "decode/pieces.cuh",
+        "= s.pair(i, n, e)",
+        "sm_70",
+    ),
+    Plant(
+        "P read too early", "decode", IMPL70, "        __syncwarp();  // P is there\n", "", "race", IMPL70, "ld_shared(frag_p[n]", "sm_70"
+    ),
+    Plant(
+        "K read too early",
+        "prefill",
+        MAINLOOP70,
+        "        __syncthreads();  // K is there, and the last V is used up\n",
+        "",
+        "race",
+        MAINLOOP70,
+        "Impl::ComputeQK(",
+        "sm_70",
+    ),
+    Plant(
+        "V read too early",
+        "prefill",
+        MAINLOOP70,
+        "        __syncthreads();  // V is there, and K is used up\n",
+        "",
+        "race",
+        MAINLOOP70,
+        "Impl::ComputePV(",
+        "sm_75",
+    ),
+    Plant(
+        "V where K is still read",
+        "prefill",
+        MAINLOOP70,
+        "            __syncthreads();  // K is used up\n",
+        "",
+        "race",
+        TILES70,
+        "gmem_v_.Save(",
+        "sm_70",
+        256,
+    ),
+    Plant(
+        "K where V is still read",
+        "prefill",
+        MAINLOOP70,
+        "            __syncthreads();  // V is used up\n",
+        "",
+        "race",
+        TILES70,
+        "gmem_k_.Save(",
+        "sm_75",
+    ),
 )
 
 
@@ -179,9 +253,9 @@ class Planted(InterpreterDevice):
     """Runs a changed kernel in place of the shipped one."""
 
     def __init__(self, plant: Plant | None) -> None:
-        super().__init__("sm_80")
+        super().__init__(plant.target if plant else "sm_80")
         self.plant = plant
-        self.source = ""
+        self.text = ""
 
     def program(self, spec: KernelSpec) -> ptx.Code:
         plant = self.plant
@@ -195,7 +269,7 @@ class Planted(InterpreterDevice):
             source = text
         else:
             headers[plant.file] = text.encode()
-        self.source = source if plant.at == KERNEL else headers[plant.at].decode()
+        self.text = source if plant.at == KERNEL else headers[plant.at].decode()
         return ptx.Code(nvrtc.compile(source, spec.name, spec.arch, headers).ptx.decode())
 
 
@@ -222,33 +296,50 @@ def test_planted(plant: Plant) -> None:
     device = Planted(plant)
     device.max_steps = 60_000
     with pytest.raises(pa.DeviceFault) as caught:
-        attend(device, plant.op)
+        attend(device, plant.op, head_dim=plant.head_dim)
     fault = caught.value.__cause__
     assert isinstance(fault, ptx.Fault)
     assert fault.kind == plant.kind, fault
     name = f"kernels/{plant.at}"
     lines = [line.line for line in fault.lines if line.file == name or (plant.at == KERNEL and line.file.endswith(".cu"))]
-    text = device.source.splitlines()
+    text = device.text.splitlines()
     assert any(plant.line in text[line - 1] for line in lines), f"{fault}\n{[text[line - 1] for line in lines]}"
     assert fault.cta >= 0
     assert fault.lanes
     assert fault.instruction in str(fault)
 
 
-def test_a_wrong_swizzle_is_seen_in_the_banks() -> None:
-    plant = Plant(
+SWIZZLES = (
+    Plant(
         "no swizzle", "prefill", SWIZZLE, "const int flip = kWholeLines ? row & 7 : (row >> 1) & 3;", "const int flip = 0;", "", SWIZZLE, ""
-    )
+    ),
+    Plant(
+        "none for quad pairs",
+        "prefill",
+        "smem/quad_pair.cuh",
+        "return kWholeLines ? (row & 3) | half << 2 : (row & 2) | half;",
+        "return half * 0;",
+        "",
+        "smem/quad_pair.cuh",
+        "",
+        "sm_70",
+    ),
+)
+
+
+@pytest.mark.parametrize("plant", SWIZZLES, ids=lambda p: p.id)
+def test_a_wrong_swizzle_is_seen_in_the_banks(plant: Plant) -> None:
     counts = []
-    for device in (Planted(None), Planted(plant)):
+    for device in (InterpreterDevice(plant.target), Planted(plant)):
         device.counting = True
         attend(device, "prefill")
         counts.append(device.launches[-1])
-    assert counts[0].conflicts("ldmatrix") == 0
-    assert counts[1].conflicts("ldmatrix") > 0
-    assert counts[1].conflicts("cp.async") == 0
-    worst = max(counts[1].shared_sites.values(), key=lambda s: s.conflicts)
-    assert any(line.file == "kernels/ptx/ldmatrix.cuh" for line in worst.lines)
+    reads, writes = ("ldmatrix", "cp.async") if plant.target == "sm_80" else ("ld.shared.v4", "st.shared.v4")
+    assert counts[0].conflicts(reads) == 0
+    assert counts[1].conflicts(reads) > 0
+    assert counts[1].conflicts(writes) == 0
+    worst = max((s for s in counts[1].shared_sites.values() if s.width == 16), key=lambda s: s.conflicts)
+    assert any(line.file == f"kernels/ptx/{'ldmatrix' if plant.target == 'sm_80' else 'memory'}.cuh" for line in worst.lines)
 
 
 def test_a_target_below_the_instructions() -> None:

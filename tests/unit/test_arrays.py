@@ -158,6 +158,98 @@ def test_torch(dtype: str) -> None:
         adopt(q.clone().requires_grad_(), cache.device, "q")
 
 
+class Tensor:
+    """What is asked of a PyTorch tensor on a GPU."""
+
+    __module__ = "torch"
+
+    def __init__(self, array: Any, dtype: str = "torch.float16") -> None:
+        self.array, self.shape, self.device, self.dtype = array, array.shape, "cuda:0", dtype
+        self.requires_grad, self.asked = False, 0
+
+    def get_device(self) -> int:
+        return 0
+
+    def numel(self) -> int:
+        return int(self.array.size)
+
+    def data_ptr(self) -> int:
+        return int(self.array.data.ptr)
+
+    def stride(self) -> tuple[int, ...]:
+        return tuple(s // self.array.itemsize for s in self.array.strides)
+
+    def view(self, kind: Any) -> Any:
+        return self
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        self.asked += 1
+        return 2, 0
+
+
+@pytest.fixture
+def torch(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module in PyTorch's place, whose current stream is 0."""
+    module: Any = types.ModuleType("torch")
+    module.Tensor, module.bfloat16, module.int16 = Tensor, "torch.bfloat16", "torch.int16"
+    module.is_grad_enabled = lambda: True
+    module.cuda = types.SimpleNamespace(current_stream=lambda device: types.SimpleNamespace(cuda_stream=0))
+    monkeypatch.setitem(__import__("sys").modules, "torch", module)
+    return module
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_tensor_on_the_gpu_is_borrowed_by_its_address(torch: Any, dtype: str) -> None:
+    gpu = pytest.importorskip("tests.unit.fake_gpu", reason="CuPy's arrays stand for a GPU's").FakeGpu()
+    values = np.arange(2 * 6 * 4).reshape(2, 6, 4).astype(dtype if dtype != "bfloat16" else ml_dtypes.bfloat16)
+    part = gpu.asarray(values)[:, 2:5]
+    x = Tensor(part, f"torch.{dtype}")
+    found = adopt(x, gpu, "q")
+    assert (found.data.ptr, found.shape, found.strides, found.dtype) == (part.data.ptr, part.shape, part.strides, values.dtype)
+    np.testing.assert_array_equal(gpu.to_host(found), values[:, 2:5])
+    assert x.asked == 0
+
+
+@pytest.mark.parametrize("change", ["stream", "gradient", "empty", "dtype"])
+def test_a_tensor_that_dlpack_must_look_at(torch: Any, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = pytest.importorskip("tests.unit.fake_gpu", reason="CuPy's arrays stand for a GPU's").FakeGpu()
+    monkeypatch.setattr("cupy.from_dlpack", lambda x: "through DLPack")
+    x = Tensor(gpu.asarray(np.zeros((0 if change == "empty" else 2, 3, 4), np.float16)))
+    if change == "stream":
+        gpu.stream.ptr = 64
+    if change == "dtype":
+        x.dtype = "torch.float64"
+    if change == "gradient":
+        x.requires_grad = True
+        with pytest.raises(pa.ArgumentError, match=r"Pass q.detach\(\)"):
+            adopt(x, gpu, "q")
+    else:
+        assert adopt(x, gpu, "q") == "through DLPack"
+    assert x.asked == 1
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_torch_on_a_gpu(dtype: str) -> None:
+    """On the current stream of both libraries, and on one of PyTorch's own."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    cache = pa.KVCache(2, num_kv_heads=1, head_dim=64, block_len=16, dtype=dtype, device="cuda")
+    batch = cache.extend([cache.new_sequence()], [3])
+    q = torch.randn((3, 6, 64), device="cuda").to(getattr(torch, dtype))
+    found = adopt(q[:, 1:], cache.device, "q")
+    assert (found.data.ptr, found.strides[0], found.dtype.name) == (q[:, 1:].data_ptr(), 6 * 64 * 2, dtype)
+    out, lse = pa.paged_attention(q[:, :4], cache, batch, k=q[:, 4:5], v=q[:, 5:], return_lse=True)
+    torch.cuda.synchronize()
+    assert (type(out), out.dtype, lse.dtype) == (torch.Tensor, q.dtype, torch.float32)
+    assert torch.equal(out[0, 0], q[0, 5])
+    given, stream = torch.full_like(out, float("nan")), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        other = q[:, :4] * 1
+        assert pa.paged_attention(other, cache, batch, out=given) is given
+    torch.cuda.synchronize()
+    assert torch.equal(given, out)
+
+
 def cache_batch(cache: pa.KVCache) -> pa.Batch:
     return pa.Batch([[0]], [3], [3], device=cache.device)
 

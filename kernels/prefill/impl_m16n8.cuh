@@ -1,18 +1,28 @@
-// A warp's arithmetic on a tile of keys: S = Q K^T, O += P V by m16n8k16. A warp owns kSlabs slabs of 16 query rows; every fragment of K
-// and V serves all of them.
-// Lane l holds of a slab rows l/4 and l/4 + 8, of 8 keys (or dims) columns 2*(l%4) and +1.
+// A warp's arithmetic on a tile of keys: S = Q K^T, O += P V by m16n8, 16 steps of K at a time. A warp owns kSlabs slabs of 16 query rows;
+// every fragment of K and V serves all of them.
 #pragma once
 
-#include "core/family_sm80.cuh"
-#include "core/softmax.cuh"
+#include "core/mma_k16.cuh"
 #include "iterator/iterator.cuh"
+#include "prefill/fragments.cuh"
 #include "ptx/ldmatrix.cuh"
-#include "ptx/memory.cuh"
-#include "ptx/mma.cuh"
 #include "smem/swizzle.cuh"
 
-template<class T_, int kHeadDim_, int kSlabs_, int CTA_S_>
-struct PrefillImpl {
+// Lane l holds of a slab rows l/4 and l/4 + 8, of 8 keys (or dims) columns 2*(l%4) and +1.
+struct M16n8Map {
+    static constexpr int kRowStep = 8;
+    static constexpr int kRowLanes[2] = {1, 2};
+
+    static DEVICE int row(int lane) { return lane / 4; }
+    static DEVICE int key(int lane) { return lane % 4 * 2; }
+    // Where pair array j of O stands in a row: 16-byte chunk, and byte of it.
+    static DEVICE int chunk(int, int j) { return j; }
+    static DEVICE int byte(int lane, int) { return lane % 4 * 4; }
+};
+
+template<class Arch, class T_, int kHeadDim_, int kSlabs_, int CTA_S_>
+struct PrefillImpl: PrefillFragments<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16> {
+    using Base = PrefillFragments<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16>;
     using T = T_;
     static constexpr int kHeadDim = kHeadDim_;
     static constexpr int kSlabs = kSlabs_;
@@ -26,9 +36,9 @@ struct PrefillImpl {
     static constexpr int kAhead = 2;  // fragments in flight before their mma
 
     using SmemLayout = LdmatrixSwizzle<kRowChunks>;
-    using FragS = float[kSlabs][2 * kKeySteps][4];
-    using FragO = float[kSlabs][2 * kDimSteps][4];
-    using FragRow = float[kSlabs][2];  // one value for each of a lane's rows
+    using typename Base::FragO;
+    using typename Base::FragRow;
+    using typename Base::FragS;
 
     // Fragments must arrive in the register order that the mma wants: K as B (rows 0-7, chunk 0), (0-7, 1), (8-15, 0), (8-15, 1);
     // Q as A and V as transposed B (rows 0-7, chunk 0), (8-15, 0), (0-7, 1), (8-15, 1).
@@ -88,80 +98,12 @@ struct PrefillImpl {
 #pragma unroll
             for (int i = 0; i < kSlabs; ++i) {
                 if (dim == 0) {
-                    mma_m16n8k16_zero<T>(frag_s[i][2 * key], frag_q[dim & 1][i], {k[0], k[1]});
-                    mma_m16n8k16_zero<T>(frag_s[i][2 * key + 1], frag_q[dim & 1][i], {k[2], k[3]});
+                    mma_k16_zero<Arch, T>(frag_s[i][2 * key], frag_q[dim & 1][i], {k[0], k[1]});
+                    mma_k16_zero<Arch, T>(frag_s[i][2 * key + 1], frag_q[dim & 1][i], {k[2], k[3]});
                 }
                 else {
-                    mma_m16n8k16<T>(frag_s[i][2 * key], frag_q[dim & 1][i], {k[0], k[1]});
-                    mma_m16n8k16<T>(frag_s[i][2 * key + 1], frag_q[dim & 1][i], {k[2], k[3]});
-                }
-            }
-        }
-    }
-
-    // Row r of slab i stands d = i * slab_step + r positions after the warp's first row; it keeps the keys [from + d, to + d * step_to) of
-    // this tile.
-    struct Bounds {
-        int from, to, step_to, slab_step;
-    };
-
-    static DEVICE void Mask(FragS& frag_s, const Bounds& bounds, int lane)
-    {
-#pragma unroll
-        for (int i = 0; i < kSlabs; ++i) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const int down = i * bounds.slab_step + lane / 4 + 8 * h, first = lane % 4 * 2;
-                const int from = bounds.from + down - first, to = bounds.to + down * bounds.step_to - first;
-#pragma unroll
-                for (int j = 0; j < 2 * kKeySteps; ++j) {
-#pragma unroll
-                    for (int e = 0; e < 2; ++e) {
-                        const int key = j * 8 + e;
-                        if (key < from || key >= to) {
-                            frag_s[i][j][2 * h + e] = negative_infinity();
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    // Moves the running maximum of the rows (unscaled) where a score outgrew it, and O and l with it.
-    static DEVICE void MoveReference(FragS& frag_s, FragO& frag_o, FragRow& frag_m, FragRow& frag_l, float qk_scale)
-    {
-        float top[kSlabs][2];
-        bool outgrown = false;
-#pragma unroll
-        for (int i = 0; i < kSlabs; ++i) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                float v = fmaxf(frag_s[i][0][2 * h], frag_s[i][0][2 * h + 1]);
-#pragma unroll
-                for (int j = 1; j < 2 * kKeySteps; ++j) {
-                    v = fmaxf(v, fmaxf(frag_s[i][j][2 * h], frag_s[i][j][2 * h + 1]));
-                }
-                top[i][h] = v;
-                outgrown |= (v - frag_m[i][h]) * qk_scale > kLazyLimit;
-            }
-        }
-        if (__any_sync(kFullWarp, outgrown)) {  // rare
-#pragma unroll
-            for (int i = 0; i < kSlabs; ++i) {
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    float v = top[i][h];
-                    v = fmaxf(v, __shfl_xor_sync(kFullWarp, v, 1));
-                    v = fmaxf(v, __shfl_xor_sync(kFullWarp, v, 2));
-                    v = fmaxf(v, frag_m[i][h]);
-                    const float down = v == negative_infinity() ? 1.f : ex2((frag_m[i][h] - v) * qk_scale);
-                    frag_m[i][h] = v;
-                    frag_l[i][h] *= down;
-#pragma unroll
-                    for (int j = 0; j < 2 * kDimSteps; ++j) {
-                        frag_o[i][j][2 * h] *= down;
-                        frag_o[i][j][2 * h + 1] *= down;
-                    }
+                    mma_k16<Arch, T>(frag_s[i][2 * key], frag_q[dim & 1][i], {k[0], k[1]});
+                    mma_k16<Arch, T>(frag_s[i][2 * key + 1], frag_q[dim & 1][i], {k[2], k[3]});
                 }
             }
         }
@@ -172,14 +114,8 @@ struct PrefillImpl {
                                  float qk_scale)
     {
         constexpr int kSteps = kKeySteps * kDimSteps;
-        float reference[kSlabs][2];
-#pragma unroll
-        for (int i = 0; i < kSlabs; ++i) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                reference[i][h] = frag_m[i][h] == negative_infinity() ? 0.f : frag_m[i][h] * qk_scale;
-            }
-        }
+        FragRow reference;
+        Base::Reference(reference, frag_m, qk_scale);
         u32 frag_v[kAhead + 1][4], frag_p[2][kSlabs][4];
         auto load_v = [&](int n) { smem_v.Load(frag_v[n % (kAhead + 1)], n / kDimSteps, n % kDimSteps); };
         auto exponentials = [&](int key) {
@@ -187,12 +123,8 @@ struct PrefillImpl {
             for (int i = 0; i < kSlabs; ++i) {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {  // (8 keys) x (row half)
-                    const float (&s)[4] = frag_s[i][2 * key + e / 2];
-                    const float x = ex2(fmaf(s[2 * (e & 1)], qk_scale, -reference[i][e & 1]));
-                    const float y = ex2(fmaf(s[2 * (e & 1) + 1], qk_scale, -reference[i][e & 1]));
-                    frag_l[i][e & 1] += x;
-                    frag_l[i][e & 1] += y;
-                    frag_p[key & 1][i][e] = Pair<T>::pack(x, y);
+                    const int h = e & 1;
+                    frag_p[key & 1][i][e] = Base::Exponentials(frag_s[i][2 * key + e / 2], h, frag_l[i][h], qk_scale, reference[i][h]);
                 }
             }
         };
@@ -213,8 +145,8 @@ struct PrefillImpl {
             const u32(&v)[4] = frag_v[n % (kAhead + 1)];
 #pragma unroll
             for (int i = 0; i < kSlabs; ++i) {
-                mma_m16n8k16<T>(frag_o[i][2 * dim], frag_p[key & 1][i], {v[0], v[1]});
-                mma_m16n8k16<T>(frag_o[i][2 * dim + 1], frag_p[key & 1][i], {v[2], v[3]});
+                mma_k16<Arch, T>(frag_o[i][2 * dim], frag_p[key & 1][i], {v[0], v[1]});
+                mma_k16<Arch, T>(frag_o[i][2 * dim + 1], frag_p[key & 1][i], {v[2], v[3]});
             }
         }
     }

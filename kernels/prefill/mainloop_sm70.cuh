@@ -1,0 +1,126 @@
+// Prefill's main loop, SM70 family: from the last key tile to the first, in three phases: tiles that the sequence's end or the diagonal
+// cuts, whole ones, and those that the window cuts. V of a tile is on its way during Q K^T, K of the next one during softmax and P V.
+#pragma once
+
+#include "core/family_sm70.cuh"
+#include "prefill/adjust.cuh"
+#include "prefill/query_sm70.cuh"
+
+template<class Arch, class Impl, class TileSource, int kWarps>
+struct PrefillMainloop;
+
+template<class Impl_, class TileSource, int kWarps>
+struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
+    using Impl = Impl_;
+    using T = typename Impl::T;
+    static constexpr int CTA_S = Impl::CTA_S;
+    static constexpr int kThreads = kWarps * kWarpSize;
+    static constexpr int kRows = kWarps * Impl::kWarpRows;
+    static constexpr int kTileBytes = CTA_S * Impl::kRowBytes;
+    static constexpr int kRingBytes = TileSource::kBytes;
+    using SmemIterQ = typename Impl::SmemIterQ;
+
+    typename Impl::FragO frag_o;
+    typename Impl::FragRow frag_m, frag_l;
+
+    DEVICE void Clear() { Impl::Clear(frag_o, frag_m, frag_l); }
+
+    // Part `part` of p.num_splits of the tile's keys. Q is in smem_q after the next barrier.
+    template<class Params>
+    DEVICE void operator()(const Params& p, const QueryTile<kRows>& query, int part, u32 smem_ring, u32 smem_q, int thread)
+    {
+        const int warp = thread / kWarpSize, lane = thread % kWarpSize, warp_row = warp * Impl::kWarpRows;
+        const int first_tile = query.first_key(p) / CTA_S, tiles = (query.keys(p) + CTA_S - 1) / CTA_S - first_tile;
+        const int per_part = (tiles + p.num_splits - 1) / p.num_splits;
+        int tile = first_tile + tiles - 1 - part * per_part;
+        const int last_tile = max(first_tile, tile - per_part + 1);
+        Clear();
+        if (tile < last_tile) {  // no keys for this part
+            return;
+        }
+
+        TileSource source(p, query.b, query.kv_head, smem_ring, thread);
+        source.Start(tile, query.klen);
+
+        // A warp's slabs hold consecutive tokens, or the same tokens of other heads.
+        const int position = query.position(warp_row), slab_step = Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0;
+        const Place place{warp_row, position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, query.klen, lane};
+        const SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
+
+        const int whole_end = query.common_keys(p) / CTA_S, whole_begin = (query.common_first_key(p) + CTA_S - 1) / CTA_S;
+        int until = max(last_tile, whole_end);
+#pragma unroll 1
+        for (bool front = false;; front = true, until = last_tile) {  // one body serves the cut tiles of both ends
+            for (; tile >= until; --tile) {
+                Turn<true>(p, query, source, iter_q, place, tile, tile > last_tile);
+            }
+            if (front) {
+                return;
+            }
+            for (const int whole_last = max(last_tile, whole_begin); tile >= whole_last; --tile) {
+                Turn<false>(p, query, source, iter_q, place, tile, tile > last_tile);
+            }
+        }
+    }
+
+private:
+    // Where a warp stands: its first row, positions of that and of the last one.
+    struct Place {
+        int warp_row, position, last, slab_step, klen, lane;
+    };
+
+    // One tile. `masked`: the sequence's end, the diagonal or the window may cut it; `more`: another one follows.
+    template<bool masked, class Params>
+    DEVICE void Turn(const Params& p, const QueryTile<kRows>& query, TileSource& source, const SmemIterQ& iter_q, const Place& place,
+                     int tile, bool more)
+    {
+        const bool some = !masked || !p.causal || tile * CTA_S <= place.last;  // else no row of this warp keeps a key
+        const int lane = opaque(place.lane);
+        typename Impl::FragS frag_s;
+        source.template LoadV<masked>(place.klen);
+        __syncthreads();  // K is there, and the last V is used up
+        if (some) {
+            Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{source.smem_k_, lane});
+        }
+        if (TileSource::kTurns) {
+            __syncthreads();  // K is used up
+        }
+        source.SaveV();
+        if (more) {
+            source.LoadK();
+        }
+        if (some) {
+            if (p.adjust) {
+                adjust_scores<Impl>(frag_s, p, query, place.warp_row, tile * CTA_S, lane);
+            }
+            if (masked) {
+                Mask(p, frag_s, place, tile * CTA_S);
+            }
+            Impl::MoveReference(frag_s, frag_o, frag_m, frag_l, p.qk_scale);
+        }
+        __syncthreads();  // V is there, and K is used up
+        if (some) {
+            Impl::ComputePV(frag_o, frag_l, frag_s, frag_m, typename Impl::SmemIterV{source.smem_v_, lane}, p.qk_scale);
+        }
+        if (TileSource::kTurns) {
+            __syncthreads();  // V is used up
+        }
+        if (more) {
+            source.SaveK();
+        }
+    }
+
+    template<class Params>
+    static DEVICE void Mask(const Params& p, typename Impl::FragS& frag_s, const Place& place, int key0)
+    {
+        const int keys = p.causal ? place.position + 1 : place.klen;  // that the warp's first row keeps, but for the window
+        if (key0 + CTA_S > keys || (p.window_size && key0 <= place.last - p.window_size)) {
+            typename Impl::Bounds bounds;
+            bounds.to = keys - key0;
+            bounds.step_to = p.causal ? 1 : 0;
+            bounds.from = p.window_size ? place.position - p.window_size + 1 - key0 : -1 << 30;
+            bounds.slab_step = place.slab_step;
+            Impl::Mask(frag_s, bounds, place.lane);
+        }
+    }
+};

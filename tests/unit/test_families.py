@@ -1,0 +1,150 @@
+"""Which family's source a target gets, what may be asked for instead, and what is refused; budgets against the documented limits."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import pagedattn as pa
+from pagedattn import arch, devices, nvrtc, tuning
+from pagedattn.devices import cuda
+from pagedattn.devices.interpreter import InterpreterDevice
+from pagedattn.footprint import STATIC_SHARED_BYTES
+from pagedattn.spec import KernelSpec, shipped
+
+
+@pytest.mark.parametrize(
+    ("target", "family", "mma"),
+    [("sm_70", "sm70", "m8n8k4"), ("sm_75", "sm70", "m16n8k8"), ("sm_80", "sm80", "m16n8k16"), ("sm_121", "sm80", "m16n8k16")],
+)
+@pytest.mark.parametrize("op", ["decode", "prefill"])
+def test_a_target_gets_its_family(op: str, target: str, family: str, mma: str) -> None:
+    spec = KernelSpec(op=op, arch=target)
+    assert (spec.family, spec.mma) == (family, mma)
+    assert (mma in spec.name) == (family == "sm70")
+    assert spec.generation == arch.parse(target)
+    assert KernelSpec(op="append", arch=target).mma is None
+
+
+@pytest.mark.parametrize(("mma", "like"), [(None, "sm_75"), ("m16n8k8", "sm_75"), ("m8n8k4", "sm_70")])
+@pytest.mark.parametrize("op", ["decode", "prefill"])
+def test_the_old_source_for_a_new_target_has_the_tiles_of_the_old(op: str, mma: str | None, like: str) -> None:
+    spec, old = KernelSpec(op=op, arch="sm_90", family="sm70", mma=mma), KernelSpec(op=op, arch=like)
+    fields = ("family", "mma", "cta_s", "cta_q", "stages", "warps", "min_ctas", "heads", "splits", "shared_bytes", "shared_pieces")
+    assert [getattr(spec, f) for f in fields] == [getattr(old, f) for f in fields]
+    assert spec.name == old.name.replace(old.arch.replace("_", ""), "sm90")
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "text"),
+    [
+        (
+            {"arch": "sm_75", "dtype": "bfloat16"},
+            pa.UnsupportedError,
+            "bfloat16 needs the SM80 family, .*; got sm_75",
+        ),
+        (
+            {"arch": "sm_90", "family": "sm70", "dtype": "bfloat16"},
+            pa.UnsupportedError,
+            "got sm_90 with the SM70 family",
+        ),
+        ({"arch": "sm_75", "family": "sm80"}, pa.UnsupportedError, "family 'sm80' needs sm_80 and up .*; got sm_75. Leave `family` None"),
+        ({"arch": "sm_70", "mma": "m16n8k8"}, pa.UnsupportedError, r"mma\.m16n8k8 needs sm_75 and up; got sm_70. Leave `mma` None"),
+        ({"arch": "sm_80", "family": "sm80", "mma": "m8n8k4"}, pa.ArgumentError, "`mma` of family 'sm80' must be 'm16n8k16'; got 'm8n8k4'"),
+        ({"arch": "sm_75", "family": "sm70", "mma": "m16n8k16"}, pa.ArgumentError, "must be 'm8n8k4' or 'm16n8k8'; got 'm16n8k16'"),
+        ({"family": "sm60"}, pa.ArgumentError, r"`family` must be one of \('sm70', 'sm80'\) or None; got 'sm60'"),
+        ({"mma": "m8n8k16"}, pa.ArgumentError, "`mma` must be one of .*; got 'm8n8k16'"),
+        ({"op": "append", "mma": "m16n8k16"}, pa.ArgumentError, "`mma` means nothing for op 'append'"),
+        ({"arch": "sm_75", "stages": 2}, pa.ArgumentError, "`stages` of the SM70 family's decode must be 1; got 2"),
+        ({"arch": "sm_70", "head_dim": 256, "heads": 16}, pa.UnsupportedError, "must be of 8 heads for head_dim 256 in float16"),
+        ({"arch": "sm_75", "warps": 16, "head_dim": 256}, pa.UnsupportedError, "bytes of shared memory per CTA; sm_75 grants 65536"),
+        ({"arch": "sm_90", "family": "sm70", "warps": 16, "head_dim": 256}, pa.UnsupportedError, "; sm_75 grants 65536"),
+        ({"arch": "sm_60"}, pa.UnsupportedError, "sm_60 is not a target of this version; the nearest is sm_70"),
+    ],
+)
+def test_refused(fields: dict[str, object], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        KernelSpec(**{"op": "decode", **fields})  # type: ignore[arg-type]
+
+
+def test_shipped_has_float16_only_below_sm_80() -> None:
+    for target in ("sm_70", "sm_75"):
+        specs = shipped([target])
+        assert {s.dtype for s in specs} == {"float16"}
+        assert {s.op for s in specs} == {"decode", "prefill", "append", "gather", "merge"}
+        assert {s.kv_dtype for s in specs} == {"float16", "int8", "int4"}
+        assert {s.head_dim for s in specs} == {64, 96, 128, 192, 256}
+        granted = {"sm_70": 96 * 1024, "sm_75": 64 * 1024}[target]
+        assert max(s.shared_bytes for s in specs) + STATIC_SHARED_BYTES <= granted
+    with pytest.raises(pa.UnsupportedError, match="bfloat16 needs the SM80 family"):
+        shipped(["sm_75"], ["bfloat16"])
+
+
+@pytest.mark.parametrize("mma", arch.MMAS)
+def test_every_head_dim_and_type_has_a_pack_of_eight(mma: str) -> None:
+    assert {(d, 8, b) for d in (64, 96, 128, 192, 256) for b in (16, 8, 4)} <= set(tuning.DECODE_OF[mma])
+
+
+def test_pieces_lie_where_there_is_room() -> None:
+    """Two of each warp in shared memory, one, or none; the workspace holds what is left, beside two of each CTA."""
+    for dim, pieces in ((64, 2), (128, 1)):
+        spec = KernelSpec(op="decode", arch="sm_75", head_dim=dim)
+        assert spec.shared_pieces == pieces
+        assert spec.ring_bytes >= spec.piece_bytes
+    spec = KernelSpec(op="decode", arch="sm_75", heads=16)
+    assert spec.shared_pieces == 0
+    assert spec.ring_bytes < spec.piece_bytes
+
+
+def test_a_gpu_may_run_the_kernels_of_an_older_generation() -> None:
+    for source in ("sm_70", "sm_75"):
+        assert cuda._foreign(source, arch.parse("sm_90")).name == source
+    for source, own in (("sm_80", "sm_90"), ("sm_75", "sm_70")):
+        with pytest.raises(pa.ArgumentError, match=rf"sm_70 or sm_75, not newer than the GPU's own {own}; got '\+{source}'"):
+            cuda._foreign(source, arch.parse(own))
+
+
+@pytest.mark.parametrize("name", ["cpu+sm_75", "interpreter:sm_90+sm_75", "cuda:x+sm_75"])
+def test_only_gpus_run_anothers_kernels(name: str) -> None:
+    with pytest.raises(pa.ArgumentError, match=r"`device` must be 'cuda', 'cuda:N', 'cuda:N\+sm_75', .*; got "):
+        devices.get(name)
+
+
+class Borrower(InterpreterDevice):
+    """Has one target and runs the kernels of another, like "cuda+sm_75" on a newer GPU."""
+
+    @property
+    def source(self) -> arch.Arch:
+        return arch.parse("sm_75")
+
+
+def test_explain_says_which_family_and_why() -> None:
+    for device, text in (
+        (InterpreterDevice("sm_70"), r"on interpreter:sm_70: the SM70 family \(mma\.m8n8k4\), for sm_70 has no cp\.async\n"),
+        (InterpreterDevice("sm_86"), r"the SM80 family \(mma\.m16n8k16\), for sm_86 has cp\.async"),
+        (Borrower("sm_90"), r"the SM70 family \(mma\.m16n8k8\), .*; the device's name asks for its kernels, compiled for sm_90"),
+    ):
+        cache = pa.KVCache(4, num_kv_heads=2, head_dim=64, block_len=16, device=device)
+        batch = cache.extend([cache.new_sequence(), cache.new_sequence()], [1, 30])
+        told = pa.explain(np.zeros((31, 8, 64), np.float16), cache, batch)
+        assert [s.spec.family if s.spec else "" for s in told.steps] == [device.source.family] * 2
+        assert {s.spec.arch for s in told.steps if s.spec} == {device.arch.name}
+        assert re.search(text, str(told))
+
+
+def test_a_cache_of_bfloat16_is_refused_before_anything_is_stored() -> None:
+    with pytest.raises(pa.UnsupportedError, match=r"bfloat16 needs the SM80 family.*got sm_75"):
+        pa.KVCache(4, num_kv_heads=2, head_dim=64, dtype="bfloat16", device="interpreter:sm_75")
+
+
+@pytest.mark.parametrize(("target", "fits"), [("sm_70", False), ("sm_75", True)])
+def test_cuda_13_compiles_for_turing_and_tells_who_compiles_for_volta(monkeypatch: pytest.MonkeyPatch, target: str, fits: bool) -> None:
+    library = type("Nvrtc", (), {"getSupportedArchs": staticmethod(lambda: [75, 80, 90, 100])})
+    monkeypatch.setattr(nvrtc, "_library", lambda: (library, (13, 0)))
+    if fits:
+        assert nvrtc.require(target) is None
+        return
+    with pytest.raises(pa.UnsupportedError, match=r"sm_70 needs NVRTC 12\.x; found 13\.0\. Install pagedattn\[cuda12\]"):
+        nvrtc.require(target)
