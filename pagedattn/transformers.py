@@ -171,7 +171,12 @@ class PagedCache(Cache):
             counts = marks.sum(axis=1).tolist()
             rows = kept.flatten().nonzero().flatten()
         new = self.sequences or [self.kv.new_sequence() for _ in range(size)]
-        step = _Step(self.kv.extend(new, counts), columns, marks, rows)
+        try:
+            step = _Step(self.kv.extend(new, counts), columns, marks, rows)
+        except BaseException:
+            for sequence in () if self.sequences else new:
+                self.kv.free(sequence)
+            raise
         self.sequences, self._done = new, set()
         self._steps.append(step)
         return step
