@@ -1,11 +1,14 @@
 """Every kernel of this GPU once, on small ragged batches, for NVIDIA's checker to watch.
 
-compute-sanitizer --tool memcheck|racecheck|initcheck|synccheck python -m benchmarks.sanitize
+compute-sanitizer --tool memcheck|racecheck|initcheck|synccheck python -m benchmarks.sanitize [DEVICE]
+
+DEVICE "cuda+sm_75" or "cuda+sm_70" stands for the kernels that such a GPU would get.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 
 import cupy as cp
 import numpy as np
@@ -18,14 +21,14 @@ SEQLENS_Q = [1, 40, 1, 0, 130, 1]
 SEQLENS_K = [700, 40, 33, 5, 200, 64]
 
 
-def once(dtype: str, kv_dtype: str | None, head_dim: int, block_len: int, num_heads: int) -> None:
+def once(device: str, dtype: str, kv_dtype: str | None, head_dim: int, block_len: int, num_heads: int) -> None:
     """One append, attention in every way of splitting, gather and merge."""
     rng = cp.random.default_rng(0)
     layout = pa.BlockLayout(2, head_dim, block_len, 1, dtype, kv_dtype)
     # zeroed: decode reads whole tiles, rows past a sequence's end included, and masks them; initcheck shall report only what is not so
     pool = cp.zeros((100, layout.block_bytes), cp.uint8)
     cache = pa.KVCache(
-        100, num_kv_heads=2, head_dim=head_dim, block_len=block_len, dtype=dtype, kv_dtype=kv_dtype, device="cuda", pool=pool
+        100, num_kv_heads=2, head_dim=head_dim, block_len=block_len, dtype=dtype, kv_dtype=kv_dtype, device=device, pool=pool
     )
     sequences = [cache.new_sequence() for _ in SEQLENS_K]
     element = dtypes.of(dtype).numpy
@@ -54,9 +57,12 @@ def once(dtype: str, kv_dtype: str | None, head_dim: int, block_len: int, num_he
 
 
 def main() -> None:
-    for dtype, kv_dtype, head_dim in itertools.product(("float16", "bfloat16"), (None, "int8", "int4"), HEAD_DIMS):
+    device = sys.argv[1] if len(sys.argv) > 1 else "cuda"
+    source = pa.devices.get(device).source
+    dtypes_here = ("float16", "bfloat16") if source and source.family == "sm80" else ("float16",)
+    for dtype, kv_dtype, head_dim in itertools.product(dtypes_here, (None, "int8", "int4"), HEAD_DIMS):
         for block_len, num_heads in ((16, 8), (64, 24)):
-            once(dtype, kv_dtype, head_dim, block_len, num_heads)
+            once(device, dtype, kv_dtype, head_dim, block_len, num_heads)
             cp.cuda.Device().synchronize()
         print(dtype, kv_dtype or dtype, head_dim, flush=True)
 

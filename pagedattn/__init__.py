@@ -24,7 +24,9 @@ from pagedattn.merge import merge
 from pagedattn.ops import append, gather, paged_attention
 from pagedattn.params import AttentionParams
 from pagedattn.precompile import precompile
+from pagedattn.rope import Rope
 from pagedattn.spec import KernelSpec
+from pagedattn.varlen import varlen_attention
 from pagedattn.warmup import warmup
 from pagedattn.workspace import workspace_bytes
 
@@ -43,6 +45,7 @@ __all__ = [
     "OutOfBlocksError",
     "PagedAttnError",
     "RenderError",
+    "Rope",
     "UnsupportedError",
     "append",
     "compile",
@@ -52,6 +55,7 @@ __all__ = [
     "paged_attention",
     "precompile",
     "supports",
+    "varlen_attention",
     "warmup",
     "workspace_bytes",
 ]

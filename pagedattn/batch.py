@@ -8,10 +8,12 @@ import numpy as np
 
 from pagedattn import devices
 from pagedattn.arrays import adopt, place
-from pagedattn.errors import ArgumentError, UnsupportedError
+from pagedattn.blocks import Blocks
+from pagedattn.errors import ArgumentError
 from pagedattn.plan import Plans
 
 if TYPE_CHECKING:
+    from pagedattn.cache import KVCache
     from pagedattn.devices.base import Device
     from pagedattn.layout import BlockLayout
 
@@ -31,8 +33,10 @@ class Batch:
         Row b lists the blocks of sequence b in order. Entries past its last token are not read and may hold anything.
     seqlens_q, seqlens_k : array or list of int, (batch_size,)
         New tokens of each sequence, and all its tokens, the new ones included. Zero is a length.
-    finished : optional
-        Sequences to skip; not in this version.
+    finished : bool array or list (batch_size,), optional
+        Sequences to skip: append writes none of their rows, attention leaves theirs of `out=` untouched (zero where it makes the
+        result, -inf in lse), gather gives zeros, and their blocks are not looked at. Their new tokens stay in q, k and v. An array of
+        bool on the device is used as it is: what it holds when a kernel runs counts.
     device : str or Device, optional
         Where the calls run. None: where `block_table` is, or for a host array the default device.
 
@@ -48,6 +52,10 @@ class Batch:
         Sequences, columns of the table, longest lengths, and sums of the lengths (`num_tokens`: of the new tokens).
     num_decode, num_prefill : int
         Sequences with exactly one new token, and with more.
+    finished : bool (batch_size), or None
+        On the device.
+    blocks : Blocks or None
+        Where the blocks are, if not in a cache's pool: `from_block_ptrs`.
     plans : Plans
         What calls have left for the next of their kind.
 
@@ -55,8 +63,6 @@ class Batch:
     ------
     ArgumentError
         Wrong ranks or sizes, negative lengths, more new tokens than tokens, or 2**31 tokens and more.
-    UnsupportedError
-        `finished`.
 
     Examples
     --------
@@ -74,12 +80,15 @@ class Batch:
         "_wide",
         "batch_size",
         "block_table",
+        "blocks",
         "cu_seqlens_k",
         "cu_seqlens_q",
         "device",
+        "finished",
         "max_blocks",
         "max_seqlen_k",
         "max_seqlen_q",
+        "notes",
         "num_decode",
         "num_prefill",
         "num_tokens",
@@ -94,8 +103,6 @@ class Batch:
     def __init__(
         self, block_table: Any, seqlens_q: Any, seqlens_k: Any, *, finished: Any = None, device: str | Device | None = None
     ) -> None:
-        if finished is not None:
-            raise UnsupportedError("`finished` is not in this version; leave those sequences out of the batch, or give them 0 new tokens.")
         where = place(block_table)
         if device is None and where is not None and where.startswith("cuda"):
             device = "cuda" if where == "cuda" else where
@@ -123,11 +130,60 @@ class Batch:
             if not np.array_equal(narrow, host):
                 self._wide = np.array(host)
         self._frozen = not borrowed
+        if finished is not None:
+            self.finished = _flags(finished, len(lengths_q), target)
 
     @classmethod
-    def from_block_ptrs(cls, block_ptrs: Any, cu_block_nums: Any, seqlens_q: Any, seqlens_k: Any, **keywords: Any) -> Batch:
-        """A batch over blocks at any addresses; not in this version."""
-        raise UnsupportedError("Batch.from_block_ptrs is not in this version; put the blocks in one pool, and pass Batch a block table.")
+    def from_block_ptrs(
+        cls,
+        block_ptrs: Any,
+        cu_block_nums: Any,
+        seqlens_q: Any,
+        seqlens_k: Any,
+        *,
+        finished: Any = None,
+        device: str | Device | None = None,
+    ) -> Batch:
+        """A batch over blocks at any addresses, as TurboMind keeps them.
+
+        Pass it with a cache of the blocks' layout; the cache's own pool is not touched. The addresses are read once, on the host.
+
+        Parameters
+        ----------
+        block_ptrs : array or list of int, (number of blocks,)
+            Addresses of blocks on the device, `layout.block_bytes` each: multiples of 16, and not further apart than 2**31 times their
+            greatest common distance. 0 is no block. The memory must live as long as the batch is used.
+        cu_block_nums : array or list of int, (batch_size + 1,)
+            The blocks of sequence b are block_ptrs[cu_block_nums[b]], ..., block_ptrs[cu_block_nums[b + 1] - 1].
+        seqlens_q, seqlens_k, finished, device
+            See Batch.
+
+        Raises
+        ------
+        ArgumentError
+            Addresses or counts that do not fit; see also Batch.
+
+        Examples
+        --------
+        >>> import pagedattn as pa
+        >>> cache = pa.KVCache(1, num_kv_heads=1, head_dim=64, block_len=16, device="cpu")
+        >>> mine = np.zeros((2, cache.layout.block_bytes), np.uint8)
+        >>> pointers = [mine[1].ctypes.data, mine[0].ctypes.data]
+        >>> batch = pa.Batch.from_block_ptrs(pointers, [0, 2], [20], [20], device="cpu")
+        >>> k = np.ones((20, 1, 64), np.float16)
+        >>> pa.append(k, k, cache, batch)
+        >>> [int(block.any()) for block in mine]
+        [1, 1]
+        """
+        where = place(block_ptrs)
+        target = devices.get(where if device is None and where is not None and where.startswith("cuda") else device)
+        pointers, nums = (
+            target.to_host(_integers(x, name, 1, target)) for x, name in ((block_ptrs, "block_ptrs"), (cu_block_nums, "cu_block_nums"))
+        )
+        blocks, table = Blocks.of(pointers, nums)
+        batch = cls(table, seqlens_q, seqlens_k, finished=finished, device=target)
+        batch.blocks = blocks
+        return batch
 
     @classmethod
     def of_cache(cls, device: Device, block_table: Array, seqlens_q: Array, seqlens_k: Array, checked: tuple[int, int]) -> Batch:
@@ -170,7 +226,10 @@ class Batch:
         self.num_decode = int(np.count_nonzero(seqlens_q == 1))
         self.num_prefill = int(np.count_nonzero(seqlens_q)) - self.num_decode
         self.plans = Plans()
+        self.finished = None
+        self.blocks: Blocks | None = None
         self._checked: tuple[int, int] | None = None
+        self.notes: dict[Any, Any] = {}  # what calls have worked out for this batch
         self._wide = None  # the table as it came, if int32 cannot hold an entry
 
     def assign(self, other: Batch) -> None:
@@ -198,6 +257,10 @@ class Batch:
             raise ArgumentError("`block_table` must be the batch's own to be assigned to; this one is the caller's array. Write to that.")
         if other.device is not self.device:
             raise ArgumentError(f"`other` must be on {self.device.name}; got one on {other.device.name}.")
+        if other.blocks is not None or self.blocks is not None:
+            raise ArgumentError("batches of `from_block_ptrs` must be made anew for each step; got one to assign.")
+        if other.finished is not None and self.finished is None:
+            raise ArgumentError("`other.finished` needs a place in this batch, which was made without `finished`. Make it with flags.")
         if not np.array_equal(other.seqlens_q, self.seqlens_q):
             raise ArgumentError(
                 f"`other` must have this batch's numbers of new tokens, {self.seqlens_q.tolist()}; got {other.seqlens_q.tolist()}."
@@ -208,11 +271,17 @@ class Batch:
         cells = self.batch_size * self.max_blocks
         self._buffer[:cells].reshape(self.batch_size, self.max_blocks)[:, : other.max_blocks] = other.block_table
         self._buffer[cells + self.batch_size + 1 :] = other.cu_seqlens_k
+        if self.finished is not None:
+            self.finished[...] = False if other.finished is None else other.finished
         self.seqlens_k, self.total_k = other.seqlens_k, other.total_k
         self._checked, self._wide = other._checked, other._wide
 
     def check_width(self, block_len: int) -> None:
         """Refuse a table with too few columns for the longest sequence in blocks of `block_len` tokens. Cheap enough for every call."""
+        if self.blocks is not None:
+            finished = None if self.finished is None else self.device.to_host(self.finished).astype(bool)
+            self.blocks.check(self.seqlens_k if finished is None else np.where(finished, 0, self.seqlens_k), block_len)
+            return
         if self.max_seqlen_k > self.max_blocks * block_len:
             needed = -(-self.max_seqlen_k // block_len)
             raise ArgumentError(
@@ -233,8 +302,12 @@ class Batch:
         if self._checked == (layout.block_len, num_blocks):
             return
         self.check_width(layout.block_len)
+        if self.blocks is not None:
+            return
         table = self.device.to_host(self.block_table) if self._wide is None else self._wide
         used = np.arange(table.shape[1]) < -(-self.seqlens_k[:, None] // layout.block_len)
+        if self.finished is not None:
+            used &= ~self.device.to_host(self.finished).astype(bool)[:, None]
         outside = np.argwhere(used & ((table < 0) | (table >= num_blocks)))
         if len(outside):
             b, i = (int(index) for index in outside[0])
@@ -242,14 +315,29 @@ class Batch:
                 f"the used entries of `block_table` must lie in 0..{num_blocks - 1}, the pool's blocks; "
                 f"block_table[{b}, {i}] is {table[b, i]}, and sequence {b} has {self.seqlens_k[b]} tokens in blocks of {layout.block_len}."
             )
-        if self._frozen:
+        if self._frozen and self.finished is None:
             self._checked = (layout.block_len, num_blocks)
+
+    def pool_of(self, cache: KVCache) -> Any:
+        """The memory that the table's entries count in: the cache's pool, or that of `from_block_ptrs`."""
+        if self.blocks is None:
+            return cache.pool
+        return self.device.memory_at(self.blocks.base, self.blocks.span + cache.layout.block_bytes)
 
     def __repr__(self) -> str:
         return (
             f"Batch({self.batch_size} sequences on {self.device.name}: {self.num_tokens} new of {self.total_k} tokens, "
             f"longest {self.max_seqlen_k}; {self.max_blocks} blocks a row)"
         )
+
+
+def _flags(x: Any, size: int, device: Device) -> Any:
+    """A caller's list or array of bool, on the device."""
+    where = place(x)
+    found = np.asarray(x) if where is None else adopt(x, devices.get("cpu") if where == "cpu" else device, "finished")
+    if found.shape != (size,) or found.dtype.name not in ("bool", "uint8"):
+        raise ArgumentError(f"`finished` must be bool of shape ({size},), one for each sequence; got {found.dtype} {tuple(found.shape)}.")
+    return device.asarray(found)
 
 
 def _lengths(x: Any, name: str, device: Device) -> Array:

@@ -54,7 +54,7 @@ def spec_for(
 ) -> KernelSpec:
     """The spec of an operation that target `source` ships, compiled for `arch`."""
     of = archs.parse(source)
-    mma = of.mma if op in ("decode", "prefill") else None
+    mma = of.mma if op in ("decode", "prefill", "varlen") else None
     return KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits)
 
 
@@ -68,8 +68,11 @@ def _spec(op: str, layout: BlockLayout, device: Target, heads: int | None = None
 def select(problem: Problem, device: Target) -> list[Launch]:
     """The launches of a problem, in order. Arrays of the problem count by shape and strides, not by address, and its layer not at all."""
     batch = problem.batch
-    if problem.op == "attention":
+    if problem.op in ("attention", "varlen"):
         values = {**_cache_values(problem, device), **_query_values(problem)}
+        if problem.op == "varlen" or (problem.extras is not None and problem.extras.mask is not None):  # not for decode
+            values.update(cu_seqlens_q=device.address(batch.cu_seqlens_q), single_queries=1)
+            return [_prefill(problem, device, values)] if batch.num_tokens else []
         launches = []
         if batch.num_decode:
             launches.append(_decode(problem, device, values))
@@ -80,8 +83,10 @@ def select(problem: Problem, device: Target) -> list[Launch]:
     if not rows:
         return []
     spec = _spec(problem.op, problem.layout, device)
-    strides = {"k_stride": _token_stride(problem.k), "v_stride": _token_stride(problem.v)}
-    return [Launch(spec, rows, params.pack(**_cache_values(problem, device), num_tokens=rows, **strides))]
+    values = {**_cache_values(problem, device), **_kv_strides(problem)}
+    if problem.q is not None:  # queries pass through on their way to attention
+        values.update(q_stride=_token_stride(problem.q), out_stride=_token_stride(problem.out), num_heads=problem.q.shape[1])
+    return [Launch(spec, rows, params.pack(**values, num_tokens=rows))]
 
 
 def merge(dtype: str, head_dim: int, device: Target, values: dict[str, Any]) -> Launch:
@@ -114,13 +119,14 @@ def _cache_values(problem: Problem, device: Target) -> dict[str, Any]:
         "block_table": address(batch.block_table),
         "cu_seqlens_q": address(batch.cu_seqlens_q) if batch.num_decode != batch.batch_size else 0,
         "cu_seqlens_k": address(batch.cu_seqlens_k),
-        "block_bytes": layout.block_bytes,
+        "block_bytes": layout.block_bytes if batch.blocks is None else batch.blocks.unit,
         "k_base": layout.k_rows.base,
         "v_offset": layout.v_rows.base - layout.k_rows.base,
         "head_bytes": layout.k_rows.per_head,
         "k_param_base": layout.k_params.base,
         "v_param_offset": layout.v_params.base - layout.k_params.base,
         "param_head_bytes": layout.k_params.per_head,
+        "extras": b"" if problem.extras is None else problem.extras.packed(problem.op, address),
         "block_len_log2": layout.block_len.bit_length() - 1,
         "max_blocks": batch.max_blocks,
         "batch_size": batch.batch_size,
@@ -132,6 +138,7 @@ def _query_values(problem: Problem) -> dict[str, Any]:
     """The AttentionParams of an attention: its arrays' strides, and its options."""
     heads, scale = problem.q.shape[1], problem.softmax_scale
     values = {
+        **_kv_strides(problem),
         "q_stride": _token_stride(problem.q),
         "out_stride": _token_stride(problem.out),
         "num_tokens": problem.batch.num_tokens,
@@ -141,10 +148,17 @@ def _query_values(problem: Problem) -> dict[str, Any]:
         "causal": problem.causal,
         "window_size": problem.window_size,
         "qk_scale": scale * _LOG2_E,
+        "adjust": bool(problem.softcap) or (problem.extras is not None and problem.extras.adjusts),
     }
     if problem.softcap:
         values["softcap_in"], values["softcap_out"] = scale / problem.softcap, problem.softcap / scale
     return values
+
+
+def _kv_strides(problem: Problem) -> dict[str, int]:
+    if problem.k is None:
+        return {}
+    return {"k_stride": _token_stride(problem.k), "v_stride": _token_stride(problem.v)}
 
 
 def _token_stride(x: Any) -> int:
@@ -189,12 +203,14 @@ def plan_decode(device: Target, layout: BlockLayout, group_size: int, batch: Bat
     return spec, -(-items // (spec.warps or 1)), packs, places
 
 
-def plan_prefill(device: Target, layout: BlockLayout, num_heads: int, batch: Batch, num_splits: int) -> tuple[KernelSpec, int, int, int]:
+def plan_prefill(
+    device: Target, layout: BlockLayout, num_heads: int, batch: Batch, num_splits: int, op: str = "prefill"
+) -> tuple[KernelSpec, int, int, int]:
     """Prefill's spec, query tiles, heads packed in a tile, and in how many parts each tile's keys are read.
 
     Where the tiles would leave multiprocessors idle, several CTAs share the keys of each, unless `num_splits` is the caller's.
     """
-    spec = _spec("prefill", layout, device)
+    spec = _spec(op, layout, device)
     assert spec.cta_q is not None
     assert spec.cta_s is not None
     pack = head_pack(spec, num_heads // layout.num_kv_heads, batch.max_seqlen_q)
@@ -214,7 +230,8 @@ def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
 
 
 def _prefill(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
-    spec, tiles, pack, parts = plan_prefill(device, problem.layout, values["num_heads"], problem.batch, problem.num_splits)
+    op = "varlen" if problem.op == "varlen" else "prefill"
+    spec, tiles, pack, parts = plan_prefill(device, problem.layout, values["num_heads"], problem.batch, problem.num_splits, op)
     packed = params.pack(**values, head_packs=pack.bit_length() - 1, num_splits=parts)
     room = (tiles * parts * spec.piece_bytes, tiles) if parts > 1 else (0, 0)
     return Launch(spec, tiles * parts, packed, *room)

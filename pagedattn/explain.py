@@ -54,7 +54,7 @@ class Explanation:
 def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | None = None, **keywords: Any) -> Explanation:
     """The kernels, tiles, splits and grid that `paged_attention` would use for these arguments, and why.
 
-    Nothing is compiled or launched. Other keywords of `paged_attention` change no choice and are ignored.
+    Nothing is compiled or launched. With a `mask`, prefill takes every sequence; other keywords of `paged_attention` change no choice.
 
     Examples
     --------
@@ -78,7 +78,8 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
     group = q.shape[1] // layout.num_kv_heads
     splits = 0 if num_splits is None else checks.splits(num_splits, layout.quantised)
     steps = []
-    if batch.num_decode:
+    masked = keywords.get("mask") is not None  # only prefill reads masks
+    if batch.num_decode and not masked:
         spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, splits)  # type: ignore[arg-type]
         how = {True: "one list of key tiles, balanced over one wave of CTAs", False: f"every sequence cut by num_splits={num_splits!r}"}[
             splits == 0
@@ -88,7 +89,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
                 spec, grid, f"{counts}; decode reads K and V once for {min(group, spec.heads or 0)} of {group} heads ({packs} packs); {how}"
             )
         )
-    if batch.num_prefill:
+    if batch.num_prefill or (masked and batch.num_decode):
         spec, tiles, pack, parts = dispatch.plan_prefill(device, layout, q.shape[1], batch, splits)  # type: ignore[arg-type]
         assert spec.cta_q is not None
         how = f"; {parts} CTAs share the keys of each" if parts > 1 else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pagedattn import arch as archs
 from pagedattn import dtypes
 
+TILED = ("prefill", "varlen")  # CTAs that own a tile of queries
 STATIC_SHARED_BYTES = 2048  # what the templates declare statically never passes this; the tests compare it with ptxas
 _LINE_BYTES = 128
 _PROBABILITY_ROW_BYTES = 96  # of one head in m8n8k4's decode: 32 keys in T, and what keeps rows in different banks
@@ -51,7 +52,7 @@ class Footprint:
         if self.op == "decode" and self.family == "sm70":  # K and V take turns; parameters of both
             slot = tile // 2 * self.row_bytes + (tile * 4 if self.quantised else 0)
             return _lines(max(slot, self.piece_bytes) if self.shared_pieces else slot)
-        if self.op == "prefill" and self.family == "sm70":  # places of tiles of T; codes wait in registers
+        if self.op in TILED and self.family == "sm70":  # places of tiles of T; codes wait in registers
             return (self.stages or 0) * (self.cta_s or 0) * self.head_dim * 2
         if not self.quantised:
             return (self.stages or 0) * tile * self.row_bytes
@@ -61,7 +62,7 @@ class Footprint:
     @property
     def piece_bytes(self) -> int:
         """A piece of split work in float32. Decode: O (heads, head_dim), m and l (heads). Prefill: every thread's O, m and l."""
-        if self.op == "prefill":
+        if self.op in TILED:
             # a row's l stands in four lanes, each with its own share
             return 4 * (self.cta_q or 0) * (self.head_dim + 4 * 2)
         return 4 * (self.heads or 0) * (self.head_dim + 2)
@@ -69,7 +70,7 @@ class Footprint:
     @property
     def query_bytes(self) -> int:
         """Shared memory of the queries: prefill's tile; decode's only where registers do not hold it (once per warp)."""
-        if self.op == "prefill":
+        if self.op in TILED:
             return (self.cta_q or 0) * self.head_dim * 2
         return (self.heads or 0) * self.head_dim * 2 if self.query_in_shared else 0
 
@@ -109,7 +110,9 @@ class Footprint:
         if self.op == "decode":
             pieces = self.piece_bytes if self.shared_pieces == 2 else 0
             return (self.warps or 0) * (self.ring_bytes + self.private_bytes + pieces)
-        return self.ring_bytes + self.query_bytes if self.op == "prefill" else 0
+        if self.op == "append":  # a warp's rows on their way through bias and rotation
+            return 512 * (self.warps or 0) if self.quantised else 0
+        return self.ring_bytes + self.query_bytes if self.op in TILED else 0
 
     def _fits(self) -> bool:
         taken = self.shared_bytes + STATIC_SHARED_BYTES

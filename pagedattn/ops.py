@@ -9,7 +9,8 @@ import numpy as np
 from pagedattn import checks, dtypes
 from pagedattn.arrays import adopt, give_back
 from pagedattn.errors import ArgumentError
-from pagedattn.problem import Problem
+from pagedattn.extras import resolve
+from pagedattn.problem import Extras, Problem
 from pagedattn.workspace import require
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ def append(
         Which tokens these are; `cache.extend` made room for them.
     layer : int
         The cache's layer.
+    k_bias, v_bias : array (num_kv_heads, head_dim), of the cache's dtype, optional
+        Added to the rows first.
+    rope : Rope, or what its `at` returns, optional
+        Turns keys, after their bias, before they are quantised.
     stream : optional
         The CUDA stream; None: the current one.
 
@@ -51,7 +56,7 @@ def append(
     ArgumentError
         Shapes, dtypes, devices or ranges that do not fit; nothing was written.
     UnsupportedError
-        `k_bias`, `v_bias`, `rope`, `cp`.
+        `cp`.
 
     Examples
     --------
@@ -63,24 +68,51 @@ def append(
     >>> float(pa.gather(cache, batch)[0].sum())
     384.0
     """
-    if not (k_bias is v_bias is rope is cp is None):
-        checks.refuse(k_bias=k_bias, v_bias=v_bias, rope=rope, cp=cp)
+    if cp is not None:
+        checks.refuse(cp=cp)
     layer = checks.layer_of(cache, batch, layer)
+    extras = None
+    if not (k_bias is v_bias is rope is batch.finished is None):
+        with cache.device.using(stream):
+            extras = resolve(cache, batch, k_bias=k_bias, v_bias=v_bias, rope=rope)
+    _append(k, v, cache, batch, layer, extras, stream)
+
+
+def _append(
+    k: Any, v: Any, cache: KVCache, batch: Batch, layer: int, extras: Extras | None, stream: Any, q: Any = None, seen: Any = None
+) -> None:
+    """The new rows, if there are any, into the cache; and queries, if there are any, to `seen`, as the scores will see them."""
     layout, device = cache.layout, cache.device
-    k, v = adopt(k, device, "k"), adopt(v, device, "v")
-    key = ("append", layout, k.shape, k.strides, k.dtype, v.shape, v.strides, v.dtype)
+    given: Any = None
+    if k is not None:
+        k, v = adopt(k, device, "k"), adopt(v, device, "v")
+        given = k.shape, k.strides, k.dtype, v.shape, v.strides, v.dtype
+    queries = None if q is None else (q.shape, q.strides)
+    asked = None if extras is None else extras.packed("append", device.address) if device.arch else b""
+    key = ("append", layout, given, queries, asked)
     plan = batch.plans.get(key)
-    if plan is None or device.address(k) % _ROW_ALIGNMENT or device.address(v) % _ROW_ALIGNMENT:
+    if plan is None or (k is not None and (device.address(k) % _ROW_ALIGNMENT or device.address(v) % _ROW_ALIGNMENT)):
         checks.batch_of(cache, batch)
-        shape = (batch.num_tokens, layout.num_kv_heads, layout.head_dim)
-        checks.rows(k, cache, "k", shape)
-        checks.rows(v, cache, "v", shape)
-        problem = Problem("append", layout, cache.pool, layer, batch, k=k, v=v, stream=stream, key=key)
+        if k is not None:
+            shape = (batch.num_tokens, layout.num_kv_heads, layout.head_dim)
+            checks.rows(k, cache, "k", shape)
+            checks.rows(v, cache, "v", shape)
+        pool = batch.pool_of(cache)
+        problem = Problem("append", layout, pool, layer, batch, q=q, k=k, v=v, out=seen, extras=extras, stream=stream, key=key)
         plan = device.prepare(problem)
     if plan is None:
         device.run(problem)
     else:
-        device.follow(plan, (None, k, v, None, None, None), cache.pool, layer, stream)
+        device.follow(plan, (q, k, v, seen, None, None), batch.pool_of(cache), layer, stream)
+
+
+def _place_of_queries(rows: Any, cache: KVCache, batch: Batch, stream: Any) -> Any:
+    """Memory for queries between append and attention, one for each stream. The batch keeps it, for captured graphs use it again."""
+    key = "queries", rows.shape, rows.dtype, cache.device.address_of(stream)
+    found = batch.notes.get(key)
+    if found is None:
+        found = batch.notes[key] = cache.device.empty(rows.shape, rows.dtype, stream)
+    return found
 
 
 def paged_attention(
@@ -135,8 +167,20 @@ def paged_attention(
         Only keys p - window_size + 1 .. p count for a query at p (and later ones where `causal` is False).
     softcap : float, optional
         Scores s become softcap * tanh(s / softcap).
+    alibi_slopes : array (num_heads) float32, optional
+        slope * (key position - query position) is added to the scores, after `softcap`. For keys before the query that is FlashAttention's
+        ALiBi; keys after it (`causal` False) gain where FlashAttention's lose.
+    mask : bool array (sum of seqlens_q * seqlens_k), optional
+        Which keys each query may see, as for a tree of drafted tokens: for each sequence its seqlens_q x seqlens_k entries, row by row, one
+        sequence after the other. `causal` and `window_size` hold besides. Where tokens of a tree stand is told to the rope: `Rope.at`.
     sinks : array (num_heads) float32, optional
         A logit per head that joins the softmax's sum and has no value.
+    rope : Rope, or what its `at` returns, optional
+        Turns the queries, and the keys of `k`; keys in the cache stay as they are.
+    q_bias, k_bias, v_bias : array (heads, head_dim), of the cache's dtype, optional
+        Added to q, k and v before they turn.
+    logn_max_position : int, optional
+        Queries at a position p above it are scaled by log(p) / log(logn_max_position), after they turn.
     out : array like q, optional
         Where the result goes; it is returned.
     return_lse : bool
@@ -182,17 +226,8 @@ def paged_attention(
     >>> out.shape, bool(np.array_equal(out[0, 0], v[0, 0]))  # the first token sees only itself
     ((3, 8, 64), True)
     """
-    if not (alibi_slopes is mask is rope is q_bias is k_bias is v_bias is logn_max_position is cp is None):
-        checks.refuse(
-            alibi_slopes=alibi_slopes,
-            mask=mask,
-            rope=rope,
-            q_bias=q_bias,
-            k_bias=k_bias,
-            v_bias=v_bias,
-            logn_max_position=logn_max_position,
-            cp=cp,
-        )
+    if cp is not None:
+        checks.refuse(cp=cp)
     layer = checks.layer_of(cache, batch, layer)
     layout, device = cache.layout, cache.device
     scale = layout.head_dim**-0.5 if softmax_scale is None else checks.positive(softmax_scale, "softmax_scale")
@@ -206,7 +241,31 @@ def paged_attention(
     else:
         target = adopt(out, device, "out")
         like = (target.shape, target.strides, target.dtype)
-    key = (layout, rows.shape, rows.strides, rows.dtype, like, scale, causal, window, cap, splits)
+    extras, asked, seen = None, None, rows
+    if not (rope is q_bias is k_bias is v_bias is logn_max_position is alibi_slopes is mask is batch.finished is None):
+        if k is None and not (k_bias is v_bias is None):
+            raise ArgumentError(
+                "`k_bias` and `v_bias` are added to new rows, and must come with `k` and `v`; got none. Pass them to append."
+            )
+        checks.queries(rows, cache, batch)
+        with device.using(stream):
+            extras = resolve(
+                cache,
+                batch,
+                rows.shape[1],
+                rope=rope,
+                q_bias=q_bias,
+                k_bias=k_bias,
+                v_bias=v_bias,
+                logn_max_position=logn_max_position,
+                alibi_slopes=alibi_slopes,
+                mask=mask,
+                softmax_scale=scale,
+            )
+        asked = extras.packed("attention", device.address) if device.arch else b""
+        if device.arch is not None and extras.prepares("attention"):
+            seen = _place_of_queries(rows, cache, batch, stream)
+    key = (layout, rows.shape, rows.strides, rows.dtype, like, scale, causal, window, cap, splits, asked)
     plan = batch.plans.get(key)
     if plan is None or device.address(rows) % _ROW_ALIGNMENT or (target is not None and device.address(target) % _ROW_ALIGNMENT):
         plan = None
@@ -221,19 +280,19 @@ def paged_attention(
     if (k is None) != (v is None):
         raise ArgumentError(f"`k` and `v` must come together; got only `{'v' if k is None else 'k'}`.")
     if target is None:
-        target = device.empty(rows.shape, rows.dtype, stream)
+        target = _made(rows.shape, rows.dtype, 0, cache, batch, stream)
     if lse is None:
-        room = device.empty(rows.shape[:2], np.float32, stream) if return_lse else None
+        room = _made(rows.shape[:2], np.float32, -np.inf, cache, batch, stream) if return_lse else None
     if workspace is not None:
         workspace = checks.workspace(workspace, cache)
     if plan is None:
         problem = Problem(
             "attention",
             layout,
-            cache.pool,
+            batch.pool_of(cache),
             layer,
             batch,
-            q=rows,
+            q=seen,
             out=target,
             lse=room,
             sinks=sinks,
@@ -242,6 +301,7 @@ def paged_attention(
             window_size=window,
             softcap=cap,
             num_splits=splits,
+            extras=extras,
             workspace=workspace,
             stream=stream,
             key=key,
@@ -249,14 +309,27 @@ def paged_attention(
         plan = device.prepare(problem)
     if workspace is not None and plan is not None:
         require(workspace.nbytes, plan)
-    if k is not None:
-        append(k, v, cache, batch, layer=layer, stream=stream)
+    if seen is not rows:
+        _append(k, v, cache, batch, layer, extras, stream, rows, seen)
+    elif k is not None:
+        _append(k, v, cache, batch, layer, extras, stream)
     if plan is not None:
-        device.follow(plan, (rows, None, None, target, room, sinks), cache.pool, layer, stream, workspace)
+        device.follow(plan, (seen, None, None, target, room, sinks), batch.pool_of(cache), layer, stream, workspace)
     else:
         device.run(problem)
     result = give_back(target, q) if out is None else out
     return (result, give_back(room, q) if lse is None else lse) if return_lse else result
+
+
+def _made(shape: tuple[int, ...], dtype: Any, skipped: float, cache: KVCache, batch: Batch, stream: Any) -> Any:
+    """Memory for a result; rows of finished sequences, which nobody will write, hold `skipped`."""
+    if batch.finished is None:
+        return cache.device.empty(shape, dtype, stream)
+    with cache.device.using(stream):
+        made = cache.device.zeros(shape, dtype)
+        if skipped:
+            made.fill(skipped)
+    return made
 
 
 def gather(cache: KVCache, batch: Batch, *, layer: int = 0, stream: Any = None) -> tuple[Any, Any]:
@@ -279,6 +352,7 @@ def gather(cache: KVCache, batch: Batch, *, layer: int = 0, stream: Any = None) 
     checks.batch_of(cache, batch)
     layout, device = cache.layout, cache.device
     shape, dtype = (batch.total_k, layout.num_kv_heads, layout.head_dim), dtypes.of(layout.dtype).numpy
-    k, v = device.empty(shape, dtype, stream), device.empty(shape, dtype, stream)
-    device.run(Problem("gather", layout, cache.pool, layer, batch, k=k, v=v, stream=stream))
+    k, v = (_made(shape, dtype, 0, cache, batch, stream) for _ in "kv")
+    extras = None if batch.finished is None else resolve(cache, batch)
+    device.run(Problem("gather", layout, batch.pool_of(cache), layer, batch, k=k, v=v, extras=extras, stream=stream))
     return k, v

@@ -20,6 +20,28 @@ class Field(NamedTuple):
     meaning: str
 
 
+# What a call asks besides attention itself: all zero for a plain call, which so costs the host nothing.
+EXTRA_FIELDS = (
+    Field("rope_table", "const u64*", "turns a token of each pair as a 64-bit fraction, lowest two bits its axis; null: nothing turns"),
+    Field("rope_positions", "const int*", "positions of the new tokens (axes, num_tokens); null: their places in their sequences"),
+    Field("q_bias", "const void*", "(num_heads, head_dim), like q; null: none"),
+    Field("k_bias", "const void*", "(num_kv_heads, head_dim), like k; null: none"),
+    Field("v_bias", "const void*", "likewise"),
+    Field("alibi_slopes", "const float*", "one slope per head (num_heads); null: none"),
+    Field("mask", "const u8*", "one byte per (query, key) of each sequence; null: none"),
+    Field("mask_starts", "const i64*", "where each sequence's bytes begin"),
+    Field("finished", "const u8*", "sequences to skip; null: none"),
+    Field("rope_dim", "int", "elements of a head that turn"),
+    Field("rope_interleaved", "int", "1: pairs are (2i, 2i + 1); 0: (i, i + rope_dim / 2)"),
+    Field("rope_stride", "int", "entries from one sequence's table to the next; 0: all share one"),
+    Field("rope_axis_stride", "int", "entries from one axis of rope_positions to the next"),
+    Field("prepare", "int", "append: 1: rows of k and v change on their way in; those of q do, where there is q"),
+    Field("logn_max_position", "int", "positions after which q grows by log2(position) * logn_scale; 0: none"),
+    Field("rope_factor", "float", "what cos and sin are multiplied by"),
+    Field("logn_scale", "float", "1 / log2(logn_max_position)"),
+    Field("alibi_scale", "float", "1 / softmax_scale: slopes act on q.k"),
+)
+
 # The operands come first: addresses that change from call to call of one kind, and are filled in anew each time.
 FIELDS = (
     Field("q", "const void*", "queries (num_tokens, num_heads, head_dim)"),
@@ -36,6 +58,7 @@ FIELDS = (
     Field("cu_seqlens_k", "const int*", "cumulative key lengths (batch_size + 1)"),
     Field("merge_outs", "const void* const*", "merge: addresses of num_splits partial outputs, each like out"),
     Field("merge_lses", "const float* const*", "merge: addresses of their log-sum-exps"),
+    Field("extras", "Extras", "what a call asks besides attention itself"),
     Field("q_stride", "i64", "elements from one token of q to the next"),
     Field("k_stride", "i64", "elements from one token of k to the next"),
     Field("v_stride", "i64", "elements from one token of v to the next"),
@@ -57,6 +80,8 @@ FIELDS = (
     Field("head_packs", "int", "decode: head packs of a KV head; prefill: log2 of the heads packed in a query tile"),
     Field("max_seqlen_q", "int", "longest query"),
     Field("causal", "int", "1: key position <= query position"),
+    Field("adjust", "int", "1: scores change before the softmax: softcap, ALiBi, mask"),
+    Field("single_queries", "int", "1: prefill takes sequences with one query, too"),
     Field("window_size", "int", "keys that a query sees, itself included; 0: all"),
     Field("num_splits", "int", "decode with cuts: cuts of a sequence, or minus the keys of a cut; prefill, merge: parts"),
     Field("max_splits", "int", "decode with cuts: places for pieces per segment"),
@@ -71,10 +96,12 @@ OPERANDS = (*ARRAYS, "pool", "partial_o", "partial_count")
 
 _CODES = {"i64": "q", "int": "i", "u32": "I", "float": "f"}
 _NUMPY = {"i64": "<i8", "int": "<i4", "u32": "<u4", "float": "<f4"}
+_EXTRAS_CODE = "<" + "".join("Q" if f.c_type.endswith("*") else _CODES[f.c_type] for f in EXTRA_FIELDS)
+EXTRAS_BYTES = (struct.calcsize(_EXTRAS_CODE) + 7) // 8 * 8
 
 
 def _code(c_type: str) -> str:
-    return "Q" if c_type.endswith("*") else _CODES[c_type]
+    return "Q" if c_type.endswith("*") else f"{EXTRAS_BYTES}s" if c_type == "Extras" else _CODES[c_type]
 
 
 NAMES = tuple(f.name for f in FIELDS)
@@ -83,15 +110,18 @@ PACKER = struct.Struct("<" + "".join(_code(f.c_type) for f in FIELDS))
 STRUCT_BYTES = (PACKER.size + 7) // 8 * 8
 
 
-def _packer() -> Callable[..., bytes]:
+def _packer(fields: tuple[Field, ...], form: str) -> Callable[..., bytes]:
     """A function with a keyword per field, 0 where none is given: the fastest way from names to bytes."""
-    scope: dict[str, Any] = {"pack_struct": PACKER.pack}
-    exec(f"def pack(*, {', '.join(f'{n}=0' for n in NAMES)}):\n    return pack_struct({', '.join(NAMES)})", scope)
+    scope: dict[str, Any] = {"pack_struct": struct.Struct(form).pack}
+    names = [f.name for f in fields]
+    keywords = ", ".join(f"{f.name}={b'' if f.c_type == 'Extras' else 0!r}" for f in fields)
+    exec(f"def pack(*, {keywords}):\n    return pack_struct({', '.join(names)})", scope)
     packed: Callable[..., bytes] = scope["pack"]
     return packed
 
 
-pack = _packer()
+pack = _packer(FIELDS, PACKER.format)
+pack_extras = _packer(EXTRA_FIELDS, _EXTRAS_CODE)
 
 # fill(buffer, 0, *addresses): the operands of a packed struct
 fill = struct.Struct(f"<{len(OPERANDS)}Q").pack_into
@@ -103,18 +133,25 @@ def dtype() -> np.dtype[Any]:
     >>> dtype().itemsize == STRUCT_BYTES
     True
     """
-    names, formats = zip(
-        *((f.name, "<u8" if f.c_type.endswith("*") else _NUMPY[f.c_type]) for f in FIELDS),
-        strict=True,
-    )
-    offsets = [struct.calcsize("<" + "".join(_code(g.c_type) for g in FIELDS[:i])) for i in range(len(FIELDS))]
-    return np.dtype({"names": list(names), "formats": list(formats), "offsets": offsets, "itemsize": STRUCT_BYTES})
+    return _dtype(FIELDS, STRUCT_BYTES)
+
+
+def _dtype(fields: tuple[Field, ...], size: int) -> np.dtype[Any]:
+    formats = [
+        "<u8" if f.c_type.endswith("*") else _dtype(EXTRA_FIELDS, EXTRAS_BYTES) if f.c_type == "Extras" else _NUMPY[f.c_type]
+        for f in fields
+    ]
+    offsets = [struct.calcsize("<" + "".join(_code(g.c_type) for g in fields[:i])) for i in range(len(fields))]
+    return np.dtype({"names": [f.name for f in fields], "formats": formats, "offsets": offsets, "itemsize": size})
 
 
 AttentionParams = dtype()
 
 
 def c_struct() -> str:
-    """The struct as CUDA source, with its size asserted."""
-    lines = [f"    {f.c_type} {f.name};  // {f.meaning}" for f in FIELDS]
-    return "struct AttentionParams {\n" + "\n".join(lines) + f"\n}};\nstatic_assert(sizeof(AttentionParams) == {STRUCT_BYTES});\n"
+    """The structs as CUDA source, with their sizes asserted."""
+    parts = []
+    for name, fields, size in (("Extras", EXTRA_FIELDS, EXTRAS_BYTES), ("AttentionParams", FIELDS, STRUCT_BYTES)):
+        lines = [f"    {f.c_type} {f.name};  // {f.meaning}" for f in fields]
+        parts.append(f"struct {name} {{\n" + "\n".join(lines) + f"\n}};\nstatic_assert(sizeof({name}) == {size});\n")
+    return "".join(parts)

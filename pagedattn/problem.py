@@ -2,13 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
+
+from pagedattn import params
 
 if TYPE_CHECKING:
     from pagedattn.batch import Batch
     from pagedattn.layout import BlockLayout
+
+
+@dataclass(slots=True)
+class Extras:
+    """What a call asks besides attention itself; arrays are on the device.
+
+    Attributes
+    ----------
+    rope_table : uint64 array (pairs,) or (batch_size, pairs), optional
+        `Rope.turns`, one for all sequences or one for each.
+    rope_positions : int32 array (axes, num_tokens), optional
+        None: the tokens' places in their sequences.
+    rope_dim, rope_interleaved, rope_factor
+        Elements that turn, how they pair, and what cos and sin are multiplied by.
+    q_bias, k_bias, v_bias : array (heads, head_dim), optional
+    logn_max_position : int
+        0: none.
+    alibi_slopes : float32 array (num_heads), optional
+    alibi_scale : float
+        1 / softmax_scale.
+    mask : bool array, optional
+        A byte for each (query, key) of each sequence.
+    mask_starts : int64 array (batch_size), optional
+        Where each sequence's bytes begin.
+    finished : bool array (batch_size), optional
+        Sequences to skip.
+    memo : dict of str to bytes
+        What was packed for each operation.
+    """
+
+    rope_table: Any = None
+    rope_positions: Any = None
+    rope_dim: int = 0
+    rope_interleaved: bool = False
+    rope_factor: float = 1.0
+    q_bias: Any = None
+    k_bias: Any = None
+    v_bias: Any = None
+    logn_max_position: int = 0
+    alibi_slopes: Any = None
+    alibi_scale: float = 1.0
+    mask: Any = None
+    mask_starts: Any = None
+    finished: Any = None
+    memo: dict[str, bytes] = field(default_factory=dict)
+
+    def prepares(self, op: str) -> bool:
+        """Whether rows of q ("attention"), or of k and v ("append"), change on their way in."""
+        if op == "append":
+            return not (self.rope_table is self.k_bias is self.v_bias is None)
+        return bool(self.logn_max_position) or not (self.rope_table is self.q_bias is None)
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether scores change before the softmax."""
+        return not (self.alibi_slopes is self.mask is None)
+
+    def arrays(self) -> dict[str, Any]:
+        """Every array by its name."""
+        return {f.name: x for f in fields(self) if hasattr(x := getattr(self, f.name), "shape")}
+
+    def packed(self, op: str, address: Callable[[Any], int]) -> bytes:
+        """What kernels read of it. Two calls that ask alike, of the same arrays, have the same bytes."""
+        if op in self.memo:
+            return self.memo[op]
+        values: dict[str, Any] = {name: address(x) for name, x in self.arrays().items()}
+        table, positions, most = self.rope_table, self.rope_positions, self.logn_max_position
+        if table is not None:
+            values.update(rope_dim=self.rope_dim, rope_interleaved=self.rope_interleaved, rope_factor=self.rope_factor)
+            values["rope_stride"] = table.shape[-1] if table.ndim == 2 else 0
+        if positions is not None and len(positions) > 1:
+            values["rope_axis_stride"] = positions.shape[1]
+        if most:
+            values["logn_max_position"], values["logn_scale"] = most, 1 / math.log2(most)
+        if self.alibi_slopes is not None:
+            values["alibi_scale"] = self.alibi_scale
+        values["prepare"] = self.prepares(op)
+        return self.memo.setdefault(op, params.pack_extras(**values))
 
 
 @dataclass(slots=True)
@@ -22,7 +103,7 @@ class Problem:
     layout, pool, layer, batch
         The cache's bytes: `pool` is uint8 (num_blocks, block_bytes) on the device.
     q, out : array, optional
-        (num_tokens, num_heads, head_dim).
+        (num_tokens, num_heads, head_dim). "append": queries that change on their way to attention, and where they go.
     k, v : array, optional
         New rows to append, (num_tokens, num_kv_heads, head_dim); for "gather" where the (total_k, ...) rows go.
     lse : array, optional
@@ -35,6 +116,8 @@ class Problem:
         0: none.
     num_splits : int
         0: chosen; n > 0: n cuts of every sequence; n < 0: cuts of -n keys ("fixed:N").
+    extras : Extras, optional
+        None: nothing besides.
     workspace : uint8 array, optional
         Counters and room for pieces; None: the device's own.
     stream : object, optional
@@ -59,6 +142,7 @@ class Problem:
     window_size: int = 0
     softcap: float = 0.0
     num_splits: int = 0
+    extras: Extras | None = None
     workspace: Any = None
     stream: Any = None
     key: Hashable = None

@@ -205,6 +205,17 @@ def read_rows(pool: Array, blocks: list[int], length: int, layer: int, shape: Sh
     return k, v
 
 
+def read_params(pool: Array, blocks: list[int], length: int, layer: int, shape: Shape) -> tuple[Array, Array]:
+    """(scale, zero) of one sequence's rows of K and of V, float64 (length, num_kv_heads, 2), out of a pool's bytes."""
+    pairs = np.empty((length, shape.num_kv_heads, 2)), np.empty((length, shape.num_kv_heads, 2))
+    for first in range(0, length, shape.block_len):
+        block = pool[blocks[first // shape.block_len]]
+        part = slice(first, min(first + shape.block_len, length))
+        for rows, head, _, params in _places(block, pairs, layer, 0, part.stop - first, shape):
+            rows[part, head] = decode(np.ascontiguousarray(params).view(np.uint16), shape.dtype)
+    return pairs
+
+
 def write_rows(pool: Array, blocks: list[int], first: int, k: Array, v: Array, layer: int, shape: Shape) -> None:
     """Put the bit patterns `k`, `v` of the tokens from position `first` on into a pool's bytes, quantised if the cache is."""
     done = 0
@@ -243,6 +254,8 @@ def attention(
     window_size: int | None = None,
     softcap: float | None = None,
     sinks: Array | None = None,
+    alibi_slopes: Array | None = None,
+    mask: Array | None = None,
 ) -> Result:
     """Attention of one sequence's last `len(q)` tokens.
 
@@ -250,8 +263,10 @@ def attention(
     ----------
     q : float64 (num_queries, num_heads, head_dim)
     k, v : float64 (num_keys, num_kv_heads, head_dim)
-    softmax_scale, causal, window_size, softcap, sinks
+    softmax_scale, causal, window_size, softcap, sinks, alibi_slopes
         As in `pagedattn.paged_attention`.
+    mask : bool (num_queries, num_keys), optional
+        True where a query sees a key.
 
     Examples
     --------
@@ -270,11 +285,14 @@ def attention(
         kept &= key <= position
     if window_size is not None:
         kept &= position - key < window_size
+    if mask is not None:
+        kept &= mask
     result = Result(np.zeros(q.shape), np.full(q.shape[:2], -np.inf), np.zeros(q.shape), np.zeros(q.shape), np.zeros(q.shape[:2]))
     for head in range(num_heads):
         kv_head = head // (num_heads // num_kv_heads)
         sink = None if sinks is None else float(sinks[head])
-        _one_head(result, head, q[:, head], k[:, kv_head], v[:, kv_head], kept, scale, softcap, sink)
+        bias = 0.0 if alibi_slopes is None else float(alibi_slopes[head]) * (key - position)
+        _one_head(result, head, q[:, head], k[:, kv_head], v[:, kv_head], kept, scale, softcap, sink, bias)
     return result
 
 
@@ -291,13 +309,23 @@ def merge(outs: list[Array], lses: list[Array]) -> tuple[Array, Array]:
 
 
 def _one_head(
-    result: Result, head: int, q: Array, k: Array, v: Array, kept: Array, scale: float, softcap: float | None, sink: float | None
+    result: Result,
+    head: int,
+    q: Array,
+    k: Array,
+    v: Array,
+    kept: Array,
+    scale: float,
+    softcap: float | None,
+    sink: float | None,
+    bias: Array | float,
 ) -> None:
     with np.errstate(invalid="ignore"):
         scores = q @ k.T * scale
         sizes = np.abs(q) @ np.abs(k).T * abs(scale)
         if softcap is not None:
             scores = softcap * np.tanh(scores / softcap)
+        scores = scores + bias
     scores = np.where(kept, scores, -np.inf)
     highest = scores.max(axis=1, initial=-np.inf)
     if sink is not None:

@@ -10,10 +10,10 @@ from typing import Any
 from pagedattn import arch as archs
 from pagedattn import dtypes, tuning
 from pagedattn.errors import ArgumentError, UnsupportedError
-from pagedattn.footprint import Footprint
+from pagedattn.footprint import TILED, Footprint
 from pagedattn.layout import HEAD_DIMS
 
-OPS = ("decode", "prefill", "append", "gather", "merge")
+OPS = ("decode", "prefill", "varlen", "append", "gather", "merge")
 HEAD_PACKS = (8, 16)
 SPLITS = ("flat", "cut")
 KV_DTYPES = (None, "int8", "int4")
@@ -26,7 +26,7 @@ class KernelSpec(Footprint):
     Parameters
     ----------
     op : str
-        "decode", "prefill", "append", "gather" or "merge".
+        "decode", "prefill", "varlen", "append", "gather" or "merge".
     dtype, kv_dtype : str
         Type of the activations and of what the cache stores; None means `dtype`.
     head_dim : int
@@ -99,7 +99,7 @@ class KernelSpec(Footprint):
                 raise ArgumentError(f"`{name}` must be a positive integer or None; got {value!r}.")
         if self.op == "decode":
             self._resolve_decode(target)
-        elif self.op == "prefill":
+        elif self.op in TILED:
             self._resolve_prefill()
         else:
             self._clear("cta_s", "cta_q", "stages", "heads", "splits")
@@ -127,7 +127,7 @@ class KernelSpec(Footprint):
                 f"bfloat16 needs the SM80 family, sm_80 and up: tensor cores before it multiply float16 only; got {target}"
                 f"{'' if target.family == family else ' with the SM70 family'}. Take dtype='float16'."
             )
-        if self.op not in ("decode", "prefill"):
+        if self.op not in ("decode", *TILED):
             self._clear("mma")
             self._set(family=family)
             return
@@ -163,6 +163,8 @@ class KernelSpec(Footprint):
 
     def _resolve_prefill(self) -> None:
         self._clear("heads", "splits")
+        if self.op == "varlen" and self.quantised:
+            raise UnsupportedError(f"contiguous K and V must hold the activations' own type, {self.dtype}; got kv_dtype={self.kv_dtype!r}.")
         self._take(tuning.PREFILL_OF[str(self.mma)][self.head_dim, self.quantised])
         assert self.warps is not None
         assert self.cta_q is not None
@@ -204,7 +206,7 @@ class KernelSpec(Footprint):
         parts = [self.op, short[self.dtype], f"kv{short[str(self.kv_dtype)]}", f"d{self.head_dim}"]
         if self.op == "decode":
             parts += [f"h{self.heads}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", str(self.splits)]
-        if self.op == "prefill":
+        if self.op in TILED:
             parts += [f"q{self.cta_q}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", f"c{self.min_ctas}"]
         if self.family == "sm70" and self.mma:
             parts.append(self.mma)
@@ -213,7 +215,7 @@ class KernelSpec(Footprint):
     @property
     def template(self) -> str:
         """The template that renders it."""
-        return f"{self.op}.cu.j2"
+        return f"{'prefill' if self.op in TILED else self.op}.cu.j2"
 
     def context(self) -> dict[str, Any]:
         """What the template sees."""
@@ -241,7 +243,7 @@ def shipped(
     Where `dtypes_` is None, targets below sm_80 get float16 only.
 
     >>> len(shipped(["sm_90"], ["float16"], [128]))
-    22
+    23
     """
     targets = [a.name for n, a in archs.ARCHS.items() if n >= archs.OLDEST] if archs_ is None else archs_
     types = None if dtypes_ is None else tuple(dtypes_)
@@ -254,7 +256,7 @@ def shipped(
         for dtype in (_types(target) if types is None else types)
         for dim in dims
         for op in chosen
-        for kv_dtype in (stored if op != "merge" else (None,))
+        for kv_dtype in (stored if op not in ("varlen", "merge") else (None,))
         for spec in _variants(op, dtype, kv_dtype, dim, target)
     ]
 

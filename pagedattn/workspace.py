@@ -38,7 +38,8 @@ def workspace_bytes(
     Parameters
     ----------
     batch_size, max_seqlen_q, max_seqlen_k : int
-        The largest numbers of sequences, of new tokens of one, and of all tokens of one.
+        The largest numbers of sequences, of new tokens of one (for calls with a `mask`, which prefill serves, at least 2), and of all
+        tokens of one.
     num_heads, num_kv_heads, head_dim, dtype, kv_dtype
         As in the call and its cache.
     num_splits : int, optional

@@ -2,8 +2,10 @@
 #pragma once
 
 #include "copy/token.cuh"
+#include "ptx/memory.cuh"
 #include "quant/codes.cuh"
 #include "quant/quantise.cuh"
+#include "query/prepare.cuh"
 
 template<class Layout>
 struct QuantRows: TokenRows<Layout> {
@@ -13,10 +15,32 @@ struct QuantRows: TokenRows<Layout> {
     static constexpr int kUsedLanes = Config::kHeadDim / 8;
     static constexpr int kLanes = kUsedLanes <= 8 ? 8 : kUsedLanes <= 16 ? 16 : 32;  // of a row
     static constexpr int kCodeWords = kBits / 4;                                     // of a lane
+    static constexpr int kWarpRows = kWarpSize / kLanes;
+    static constexpr int kWarpBytes = kWarpRows * Config::kHeadDim * (int)sizeof(T);
+
+    // The rows first .. first + kWarpRows - 1 through bias and rotation into `smem`, by one warp.
+    template<class Params>
+    static DEVICE void Prepare(const Params& p, int b, int token, int position, int first, u32 smem, int lane)
+    {
+        using Part = RowPart<T, Config::kHeadDim>;
+        __syncwarp();  // the last rows have been read
+        for (int i = lane; i < kWarpRows * Part::kParts; i += kWarpSize) {
+            const int row = i / Part::kParts;
+            if (first + row < QuantRows::count(p)) {
+                const Part part(p, i % Part::kParts, first + row < p.num_kv_heads, b, token, position);
+                u32 word[2];
+                part.Apply(word, QuantRows::contiguous(p, token, first + row), QuantRows::bias(p, first + row));
+                st_shared(smem + (row * Config::kHeadDim + part.dim0) * (int)sizeof(T), word[0]);
+                st_shared(smem + (row * Config::kHeadDim + part.dim1) * (int)sizeof(T), word[1]);
+            }
+        }
+        __syncwarp();
+    }
 };
 
+// `smem`: kWarpBytes a warp, for rows that change on their way in.
 template<class Layout, class Params>
-DEVICE void quantise_token(const Params& p, int token, const TokenPlace& at, int thread, int threads)
+DEVICE void quantise_token(const Params& p, int b, int token, int position, const TokenPlace& at, char* smem, int thread, int threads)
 {
     using Rows = QuantRows<Layout>;
     const Layout layout = Layout::of(p);
@@ -24,9 +48,16 @@ DEVICE void quantise_token(const Params& p, int token, const TokenPlace& at, int
     for (int first = 0; first < count; first += threads / Rows::kLanes) {  // every lane takes part in the shuffles
         const int row = first + thread / Rows::kLanes;
         const bool active = row < count && lane < Rows::kUsedLanes;
+        const typename Rows::T* source = active ? Rows::contiguous(p, token, row) : nullptr;
+        if (p.extras.prepare) {
+            char* const own = smem + thread / kWarpSize * Rows::kWarpBytes;
+            const int first_row = first + thread / kWarpSize * Rows::kWarpRows;
+            Rows::Prepare(p, b, token, position, first_row, shared_address(own), thread % kWarpSize);
+            source = (const typename Rows::T*)own + (row - first_row) * Rows::Config::kHeadDim;
+        }
         u32 x[4] = {};
         if (active) {
-            const uint4 v = ((const uint4*)Rows::contiguous(p, token, row))[lane];
+            const uint4 v = ((const uint4*)source)[lane];
             x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
         }
         const RowQuantiser<typename Rows::T, Rows::kBits, Rows::kLanes> quantiser(x, active);

@@ -51,6 +51,15 @@ struct TokenRows {
         return (T*)(is_v ? p.v : p.k) + token * (is_v ? p.v_stride : p.k_stride) + head * Config::kHeadDim;
     }
 
+    // Of row `row`, or null.
+    template<class Params>
+    static DEVICE const T* bias(const Params& p, int row)
+    {
+        const bool is_v = row >= p.num_kv_heads;
+        const T* const bias = (const T*)(is_v ? p.extras.v_bias : p.extras.k_bias);
+        return bias ? bias + (is_v ? row - p.num_kv_heads : row) * Config::kHeadDim : nullptr;
+    }
+
     template<class Params>
     static DEVICE char* data(const Params& p, const Layout& layout, const TokenPlace& at, int row)
     {

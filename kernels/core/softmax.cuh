@@ -16,6 +16,13 @@ DEVICE float softcap(const Params& p, float s)
     return p.softcap_out * tanh_ex2(s * p.softcap_in);
 }
 
+// What each token's distance adds to a score, on the scale of q.k.
+template<class Params>
+DEVICE float alibi_slope(const Params& p, int head)
+{
+    return p.extras.alibi_slopes[head] * p.extras.alibi_scale;
+}
+
 // A row's end: what the unnormalised output is multiplied with, and the log-sum-exp. m is in units of log2.
 struct RowEnd {
     float scale;

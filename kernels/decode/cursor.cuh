@@ -7,6 +7,13 @@
 
 constexpr int kSegmentUnits = 1;  // what starting a segment costs, in tiles
 
+// First query head of segment `slot` of a sequence.
+template<int kHeads, class Params>
+DEVICE int first_head(const Params& p, int slot)
+{
+    return slot / p.head_packs * p.group_size + slot % p.head_packs * kHeads;
+}
+
 template<class Params, int CTA_S>
 struct Cursor {
     int b, slot;      // sequence; segment within it: KV head * head_packs + pack
@@ -22,7 +29,7 @@ struct Cursor {
     {
         len = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];
         first = 0;
-        if (p.cu_seqlens_q && p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b] != 1) {
+        if ((p.cu_seqlens_q && p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b] != 1) || (p.extras.finished && p.extras.finished[b])) {
             return 0;
         }
         if (p.window_size) {

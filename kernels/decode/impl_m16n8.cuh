@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/mma_k16.cuh"
+#include "decode/cursor.cuh"
 #include "decode/softmax_m16n8.cuh"
 #include "iterator/iterator.cuh"
 #include "iterator/thread_map.cuh"
@@ -157,18 +158,12 @@ struct DecodeImpl {
 
     // Scores become probabilities 2^(s*qk_scale - m). Keys outside [from, to) of the tile do not count.
     template<class Params>
-    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, u32, const Params& p, int from, int to,
-                                bool fresh, int g, int)
+    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, u32, const Params& p, int segment, int from,
+                                int to, bool fresh, int g, int t)
     {
-        if (from > 0 || to < CTA_S || p.softcap_in != 0.f) {  // rare
-            if (p.softcap_in != 0.f) {
-#pragma unroll
-                for (int n = 0; n < kHeadTiles; ++n) {
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        frag_s[0][n][i] = softcap(p, frag_s[0][n][i]);
-                    }
-                }
+        if (from > 0 || to < CTA_S || p.adjust) {  // rare
+            if (p.adjust) {
+                Softmax::Adjust(frag_s, p, first_head<kHeads>(p, segment), to, g, t);
             }
             Softmax::Mask(frag_s, from, to, g);
         }

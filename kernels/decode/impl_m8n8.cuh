@@ -130,8 +130,8 @@ struct QuadPairImpl {
 
     // Scores become probabilities 2^(s*qk_scale - m) in shared memory. Keys outside [from, to) of the tile do not count.
     template<class Params>
-    static DEVICE void ComputeP(FragP&, FragS& frag_s, State& state, const Query& query, u32 smem_q, u32 slot, const Params& p, int from,
-                                int to, bool fresh, int g, int t)
+    static DEVICE void ComputeP(FragP&, FragS& frag_s, State& state, const Query& query, u32 smem_q, u32 slot, const Params& p, int segment,
+                                int from, int to, bool fresh, int g, int t)
     {
         const int lane = 4 * g + t, key = Softmax::first_key(lane);
         u32 param_k[2] = {}, param_v[2] = {};
@@ -143,9 +143,9 @@ struct QuadPairImpl {
                 param_v[k] = key + k < from || key + k >= to ? 0 : param_v[k];
             }
         }
-        const bool capped = p.softcap_in != 0.f;
-        Scale(frag_s, state, query, param_k, capped ? 1.f : p.qk_scale, !capped);
-        if (capped) {
+        Scale(frag_s, state, query, param_k, p.adjust ? 1.f : p.qk_scale, !p.adjust);
+        if (p.adjust) {
+            Softmax::Adjust(frag_s, p, first_head<kHeads>(p, segment), to, lane);
 #pragma unroll
             for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
@@ -153,7 +153,7 @@ struct QuadPairImpl {
 #pragma unroll
                     for (int k = 0; k < 2; ++k) {
                         float& s = Softmax::score(frag_s, n, e, k);
-                        s = fmaf(softcap(p, s), p.qk_scale, -state.frag_m[n][e]);
+                        s = fmaf(s, p.qk_scale, -state.frag_m[n][e]);
                     }
                 }
             }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/mma_k16.cuh"
+#include "decode/cursor.cuh"
 #include "decode/softmax_m16n8.cuh"
 #include "iterator/iterator.cuh"
 #include "iterator/thread_map.cuh"
@@ -180,22 +181,23 @@ struct DecodeQuantImpl {
     // Scores s = code score * scale + zero * sum(q) become probabilities 2^(s*qk_scale - m). Keys outside [from, to) of the tile do not
     // count.
     template<class Params>
-    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query& query, u32, u32 slot, const Params& p, int from,
-                                int to, bool fresh, int g, int t)
+    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query& query, u32, u32 slot, const Params& p, int segment,
+                                int from, int to, bool fresh, int g, int t)
     {
         u32 param[kLaneKeys], mine[1];
         ld_shared(param, slot + kParamOffset + g * kLaneKeys * 4);
         ld_shared(mine, value_param(slot, 4 * g + t));
-        if (from > 0 || to < CTA_S || p.softcap_in != 0.f) {  // rare
-            if (p.softcap_in != 0.f) {
+        if (from > 0 || to < CTA_S || p.adjust) {  // rare
+            if (p.adjust) {
                 Scale(frag_s, state, query, param, 1.f, 0.f);
+                Softmax::Adjust(frag_s, p, first_head<kHeads>(p, segment), to, g, t);
 #pragma unroll
                 for (int m = 0; m < kKeyTiles; ++m) {
 #pragma unroll
                     for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
                         for (int i = 0; i < 4; ++i) {
-                            frag_s[m][n][i] = fmaf(softcap(p, frag_s[m][n][i]), p.qk_scale, -state.frag_m[n][i & 1]);
+                            frag_s[m][n][i] = fmaf(frag_s[m][n][i], p.qk_scale, -state.frag_m[n][i & 1]);
                         }
                     }
                 }

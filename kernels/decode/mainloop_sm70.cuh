@@ -107,7 +107,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
                 }
                 const int key = place.key();
                 const int from = p.window_size ? place.len - p.window_size - key : 0, to = place.len - key;
-                Impl::ComputeP(frag_p, frag_s, state, query, smem_q, smem_slot, p, from, to, place.tile == first, g, t);
+                Impl::ComputeP(frag_p, frag_s, state, query, smem_q, smem_slot, p, place.slot, from, to, place.tile == first, g, t);
                 Impl::ComputePV(state, frag_p, smem_q, smem_slot, from, to, g, t);
                 __syncwarp();  // K may stand where V stood; with no tile left, the slot may become the piece's place
                 if (!ahead.done()) {

@@ -87,7 +87,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
                 typename Impl::FragS frag_s;
                 typename Impl::FragP frag_p;
                 Impl::ComputeQK(frag_s, query, smem_q, slot, g, t);
-                Impl::ComputeP(frag_p, frag_s, state, query, smem_q, slot, p, from, to, place.tile == first, g, t);
+                Impl::ComputeP(frag_p, frag_s, state, query, smem_q, slot, p, place.slot, from, to, place.tile == first, g, t);
                 Impl::ComputePV(state, frag_p, smem_q, slot, from, to, g, t);
                 ++i, ++place.tile;
             } while (!place.done());

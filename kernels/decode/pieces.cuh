@@ -14,7 +14,7 @@ struct OutRows {
     template<class Impl, class Params>
     static DEVICE OutRows of(const Params& p, int b, int slot, int row)
     {
-        const int pack = slot % p.head_packs, head = slot / p.head_packs * p.group_size + pack * Impl::kHeads;
+        const int pack = slot % p.head_packs, head = first_head<Impl::kHeads>(p, slot);
         return {row * p.out_stride + head * Impl::kHeadDim, (i64)row * p.num_heads + head, head,
                 min(Impl::kHeads, p.group_size - pack * Impl::kHeads)};
     }

@@ -49,6 +49,39 @@ struct DecodeSoftmax {
         DEVICE float l(int n, int e) const { return frag_l[n][2 + e]; }
     };
 
+    // Softcap and ALiBi, on the scale of q.k. The query stands on its sequence's last key, which is key to - 1 of the tile.
+    template<class Params>
+    static DEVICE void Adjust(FragS& frag_s, const Params& p, int first_head, int to, int g, int t)
+    {
+        if (p.softcap_in != 0.f) {
+#pragma unroll
+            for (int m = 0; m < kKeyTiles; ++m) {
+#pragma unroll
+                for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        frag_s[m][n][i] = softcap(p, frag_s[m][n][i]);
+                    }
+                }
+            }
+        }
+        if (p.extras.alibi_slopes) {
+            const float first = (float)(kLaneKeys * g - to + 1);
+#pragma unroll
+            for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const float slope = alibi_slope(p, min(first_head + 8 * n + 2 * t + e, p.num_heads - 1));
+#pragma unroll
+                    for (int k = 0; k < kLaneKeys; ++k) {
+                        float& s = frag_s[k / 2][n][k % 2 * 2 + e];
+                        s = fmaf(slope, first + (float)k, s);
+                    }
+                }
+            }
+        }
+    }
+
     // Keys outside [from, to) of the tile get probability 0.
     static DEVICE void Mask(FragS& frag_s, int from, int to, int g)
     {

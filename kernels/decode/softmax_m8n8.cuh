@@ -51,6 +51,27 @@ struct QuadPairSoftmax {
     static DEVICE int first_key(int lane) { return lane / 4 * 4 + lane % 2 * 2; }
     static DEVICE float& score(FragS& frag_s, int n, int e, int key) { return frag_s[n][e / 2][2 * key + e % 2]; }
 
+    // Softcap and ALiBi, on the scale of q.k. The query stands on its sequence's last key, which is key to - 1 of the tile.
+    template<class Params>
+    static DEVICE void Adjust(FragS& frag_s, const Params& p, int first_head, int to, int lane)
+    {
+        const bool capped = p.softcap_in != 0.f, sloped = p.extras.alibi_slopes;
+        const float distance = (float)(first_key(lane) - to + 1);
+#pragma unroll
+        for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const int head = first_head + 8 * n + 4 * (e / 2) + (lane & 2) + e % 2;
+                const float slope = sloped ? alibi_slope(p, min(head, p.num_heads - 1)) : 0.f;
+#pragma unroll
+                for (int k = 0; k < 2; ++k) {
+                    float& s = score(frag_s, n, e, k);
+                    s = fmaf(slope, distance + (float)k, capped ? softcap(p, s) : s);
+                }
+            }
+        }
+    }
+
     // Keys outside [from, to) of the tile get probability 0.
     static DEVICE void Mask(FragS& frag_s, int from, int to, int lane)
     {

@@ -55,6 +55,13 @@ struct BlockIterator {
     // Whether the parts follow each other in one block.
     DEVICE bool Joined() const { return kParts == 1 || log2_of(CTA_S) <= block_len_log2_; }
 
+    // From one row to the next, in a block.
+    template<int Index>
+    DEVICE int RowBytes() const
+    {
+        return Index <= kValueData ? BlockHead::Config::kRowBytes : BlockHead::Config::kParamBytes;
+    }
+
     // The address of row `row` of the tile, `bytes` further on; rows of a part that lies in one block follow each other.
     template<int Index>
     DEVICE const char* OffsetPtr(int row, int bytes = 0) const

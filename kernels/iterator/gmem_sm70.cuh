@@ -20,14 +20,13 @@ struct Sm70RowLoader {
     template<bool is_residue, class CacheIter>
     DEVICE void Load(const CacheIter& cache, Fragment& frag, int max_s) const
     {
-        using Config = typename CacheIter::BlockHead::Config;
-        constexpr int kRowBytes = Index < kKeyParam ? Config::kRowBytes : Config::kParamBytes;
+        const int row_bytes = cache.template RowBytes<Index>();
         if (!Map::active(row_)) {
             return;
         }
         if (cache.OneBlock()) {
-            const char* const first = cache.template OffsetPtr<Index>(0, row_ * kRowBytes + column_);
-            Each<is_residue>(frag, max_s, [&](int i) { return first + i * Map::kRowsPerIter * kRowBytes; });
+            const char* const first = cache.template OffsetPtr<Index>(0, row_ * row_bytes + column_);
+            Each<is_residue>(frag, max_s, [&](int i) { return first + i * Map::kRowsPerIter * row_bytes; });
             return;
         }
         constexpr int kTogether = Map::kRowsPerIter < kMinBlockLen ? kMinBlockLen / Map::kRowsPerIter : 1;  // rows that share a block

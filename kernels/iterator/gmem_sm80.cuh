@@ -40,16 +40,16 @@ private:
     template<bool is_residue, class CacheIter>
     DEVICE void Copy(const CacheIter& cache, u32 slot, int max_s) const
     {
-        constexpr int kRowBytes = CacheIter::BlockHead::Config::kRowBytes;
-        const char* const src = cache.template OffsetPtr<Index>(0, row_ * kRowBytes + chunk_ * kChunkBytes);
+        const int row_bytes = cache.template RowBytes<Index>();
+        const char* const src = cache.template OffsetPtr<Index>(0, row_ * row_bytes + chunk_ * kChunkBytes);
 #pragma unroll
         for (int i = 0; i < Map::kIterS; ++i) {
             const u32 dst = SmemLayout::down(dst_ + slot, i * Map::kRowsPerIter);
             if (is_residue) {
-                cp_async_16_zfill(dst, src + i * Map::kRowsPerIter * kRowBytes, row_ + i * Map::kRowsPerIter < max_s);
+                cp_async_16_zfill(dst, src + i * Map::kRowsPerIter * row_bytes, row_ + i * Map::kRowsPerIter < max_s);
             }
             else {
-                cp_async_16(dst, src + i * Map::kRowsPerIter * kRowBytes);
+                cp_async_16(dst, src + i * Map::kRowsPerIter * row_bytes);
             }
         }
     }

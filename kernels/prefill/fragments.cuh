@@ -27,21 +27,6 @@ struct PrefillFragments {
         }
     }
 
-    template<class Params>
-    static DEVICE void Softcap(FragS& frag_s, const Params& p)
-    {
-#pragma unroll
-        for (int i = 0; i < kSlabs; ++i) {
-#pragma unroll
-            for (int j = 0; j < 2 * kKeySteps; ++j) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    frag_s[i][j][e] = softcap(p, frag_s[i][j][e]);
-                }
-            }
-        }
-    }
-
     // Row r of slab i stands d = i * slab_step + r positions after the warp's first row; it keeps the keys [from + d, to + d * step_to) of
     // this tile.
     struct Bounds {

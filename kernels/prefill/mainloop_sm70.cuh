@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/family_sm70.cuh"
+#include "prefill/adjust.cuh"
 #include "prefill/query_sm70.cuh"
 
 template<class Arch, class Impl, class TileSource, int kWarps>
@@ -43,7 +44,7 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
 
         // A warp's slabs hold consecutive tokens, or the same tokens of other heads.
         const int position = query.position(warp_row), slab_step = Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0;
-        const Place place{position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, query.klen, lane};
+        const Place place{warp_row, position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, query.klen, lane};
         const SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
 
         const int whole_end = query.common_keys(p) / CTA_S, whole_begin = (query.common_first_key(p) + CTA_S - 1) / CTA_S;
@@ -51,26 +52,27 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
 #pragma unroll 1
         for (bool front = false;; front = true, until = last_tile) {  // one body serves the cut tiles of both ends
             for (; tile >= until; --tile) {
-                Turn<true>(p, source, iter_q, place, tile, tile > last_tile);
+                Turn<true>(p, query, source, iter_q, place, tile, tile > last_tile);
             }
             if (front) {
                 return;
             }
             for (const int whole_last = max(last_tile, whole_begin); tile >= whole_last; --tile) {
-                Turn<false>(p, source, iter_q, place, tile, tile > last_tile);
+                Turn<false>(p, query, source, iter_q, place, tile, tile > last_tile);
             }
         }
     }
 
 private:
-    // Where a warp stands: positions of its first and its last row.
+    // Where a warp stands: its first row, positions of that and of the last one.
     struct Place {
-        int position, last, slab_step, klen, lane;
+        int warp_row, position, last, slab_step, klen, lane;
     };
 
     // One tile. `masked`: the sequence's end, the diagonal or the window may cut it; `more`: another one follows.
     template<bool masked, class Params>
-    DEVICE void Turn(const Params& p, TileSource& source, const SmemIterQ& iter_q, const Place& place, int tile, bool more)
+    DEVICE void Turn(const Params& p, const QueryTile<kRows>& query, TileSource& source, const SmemIterQ& iter_q, const Place& place,
+                     int tile, bool more)
     {
         const bool some = !masked || !p.causal || tile * CTA_S <= place.last;  // else no row of this warp keeps a key
         const int lane = opaque(place.lane);
@@ -88,8 +90,8 @@ private:
             source.LoadK();
         }
         if (some) {
-            if (p.softcap_in != 0.f) {
-                Impl::Softcap(frag_s, p);
+            if (p.adjust) {
+                adjust_scores<Impl>(frag_s, p, query, place.warp_row, tile * CTA_S, lane);
             }
             if (masked) {
                 Mask(p, frag_s, place, tile * CTA_S);

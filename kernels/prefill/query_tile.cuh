@@ -11,7 +11,7 @@ struct QueryTile {
     int row0, qlen, klen;
 
     // Heads vary fastest, so that CTAs which share K and V run together; the tiles with most keys come first.
-    // False where the sequence has no such tile, or a single query, which decode takes.
+    // False where the sequence has no such tile, is finished, or has a single query, which decode takes.
     template<class Params>
     DEVICE bool Find(const Params& p, int index)
     {
@@ -27,7 +27,7 @@ struct QueryTile {
         tokens_log2 = 31 - __clz(kRows) - pack_log2;
         const int tile = ((qlen + (1 << tokens_log2) - 1) >> tokens_log2) - 1 - from_end;
         token0 = tile << tokens_log2;
-        return tile >= 0 && qlen > 1;
+        return tile >= 0 && (qlen > 1 || p.single_queries) && !(p.extras.finished && p.extras.finished[b]);
     }
 
     DEVICE int token(int row) const { return token0 + (row & ((1 << tokens_log2) - 1)); }

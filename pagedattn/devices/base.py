@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +57,18 @@ class Device(ABC):
     @abstractmethod
     def to_host(self, x: Any) -> np.ndarray[Any, Any]:
         """A device array as a NumPy array."""
+
+    @abstractmethod
+    def memory_at(self, address: int, num_bytes: int) -> Any:
+        """Somebody else's memory as a uint8 array."""
+
+    def address_of(self, stream: Any) -> int:
+        """A number for a stream; None: the current one."""
+        return 0
+
+    def using(self, stream: Any) -> AbstractContextManager[Any]:
+        """What is made in its body is made for work on `stream`; None: the current one."""
+        return nullcontext()
 
     def address(self, x: Any) -> int:
         """The address of an array's first element, as kernels see it."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pagedattn import dtypes, quant
 from pagedattn.devices.base import Device
+from pagedattn.prepare import prepare
 
 if TYPE_CHECKING:
     from pagedattn.layout import Affine
@@ -21,6 +24,11 @@ Array = np.ndarray[Any, Any]
 _QUERY_ROWS = 512
 _SCORES = 1 << 21
 _ELEMENTS = 1 << 19
+
+
+def host_memory(address: int, num_bytes: int) -> Array:
+    """Memory of this process as a uint8 array."""
+    return np.frombuffer(memoryview((ctypes.c_char * num_bytes).from_address(address)), np.uint8)
 
 
 class CpuDevice(Device):
@@ -46,6 +54,9 @@ class CpuDevice(Device):
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         return np.asarray(x, dtype, order="C")
 
+    def memory_at(self, address: int, num_bytes: int) -> Array:
+        return host_memory(address, num_bytes)
+
     def to_host(self, x: Any) -> Array:
         return np.asarray(x)
 
@@ -53,11 +64,11 @@ class CpuDevice(Device):
         pool[np.asarray(targets, np.intp)] = pool[np.asarray(sources, np.intp)]
 
     def run(self, problem: Problem) -> None:
-        if problem.k is not None and problem.op != "gather":
+        if problem.op == "append":
             _append(problem)
-        if problem.op == "gather":
+        elif problem.op == "gather":
             _gather(problem)
-        elif problem.op == "attention":
+        else:
             # infinities and NaN behave as on a GPU: they spread, and nobody warns
             with np.errstate(all="ignore"):
                 _attention(problem)
@@ -115,14 +126,31 @@ class _Rows(NamedTuple):
         return wide.reshape(len(wide), -1, wide.shape[-1])
 
 
+class _Contiguous(NamedTuple):
+    """K or V of one sequence, (tokens, num_kv_heads, head_dim), as blocks of `block_len` tokens that follow each other."""
+
+    rows: Array
+    block_len: int
+
+    def dense(self, blocks: Array) -> Array:
+        """The rows of blocks that follow each other, float32 (num_kv_heads, tokens, head_dim)."""
+        return self.rows[blocks[0] * self.block_len : (blocks[-1] + 1) * self.block_len].swapaxes(0, 1).astype(np.float32)
+
+
+_Source = _Rows | _Contiguous
+
+
 def _rows(problem: Problem) -> tuple[_Rows, _Rows]:
     """K and V of the problem's layer."""
     layout, pool = problem.layout, problem.pool
     stored, dtype = dtypes.of(layout.kv_dtype), dtypes.of(layout.dtype).numpy
+    elsewhere = problem.batch.blocks
+    block_bytes = layout.block_bytes if elsewhere is None else elsewhere.unit
+    blocks = len(pool) if elsewhere is None else (len(pool) - layout.block_bytes) // block_bytes + 1
 
     def view(places: Affine, kind: np.dtype[Any], elements: int) -> Array:
-        shape = (len(pool), layout.num_kv_heads, layout.block_len, elements)
-        strides = (layout.block_bytes, places.per_head, places.per_token, kind.itemsize)
+        shape = (blocks, layout.num_kv_heads, layout.block_len, elements)
+        strides = (block_bytes, places.per_head, places.per_token, kind.itemsize)
         return np.ndarray(shape, kind, buffer=pool, offset=places.at(problem.layer, 0, 0), strides=strides)
 
     def rows(data: Affine, params: Affine) -> _Rows:
@@ -143,32 +171,65 @@ def _places(problem: Problem, counts: Array) -> tuple[Array, Array]:
 
 def _append(problem: Problem) -> None:
     block, token = _places(problem, problem.batch.seqlens_q)
-    for rows, new in zip(_rows(problem), (problem.k, problem.v), strict=True):
+    new_k, new_v, extras = problem.k, problem.v, problem.extras
+    if extras is not None:
+        new_k = prepare(new_k, extras.k_bias, extras, problem.batch)
+        new_v = prepare(new_v, extras.v_bias, extras, problem.batch, turning=False)
+    if problem.batch.finished is not None:
+        live = ~np.repeat(problem.batch.finished.astype(bool), problem.batch.seqlens_q)
+        block, token, new_k, new_v = block[live], token[live], new_k[live], new_v[live]
+    for rows, new in zip(_rows(problem), (new_k, new_v), strict=True):
         rows.write((block, slice(None), token), new)
 
 
 def _gather(problem: Problem) -> None:
     block, token = _places(problem, problem.batch.seqlens_k)
+    finished = problem.batch.finished
+    live = slice(None) if finished is None else ~np.repeat(finished.astype(bool), problem.batch.seqlens_k)
     for rows, found in zip(_rows(problem), (problem.k, problem.v), strict=True):
-        found[...] = rows.read((block, slice(None), token))
+        found[live] = rows.read((block[live], slice(None), token[live]))
 
 
 def _attention(problem: Problem) -> None:
-    k, v = _rows(problem)
-    batch, layout = problem.batch, problem.layout
+    sources = _sources(problem)
+    batch, layout, extras = problem.batch, problem.layout, problem.extras
+    if extras is not None:
+        problem = replace(problem, q=prepare(problem.q, extras.q_bias, extras, batch, logn=True))
     group = problem.q.shape[1] // layout.num_kv_heads
     step = max(1, _QUERY_ROWS // group)
-    start = 0
+    masks = None if extras is None or extras.mask is None else extras.mask.astype(bool)
+    start = entry = 0
     lengths = zip(batch.seqlens_q.tolist(), batch.seqlens_k.tolist(), strict=True)
-    for table, (length_q, length_k) in zip(batch.block_table, lengths, strict=True):
-        for first in range(0, length_q, step):
-            tokens = slice(start + first, start + min(first + step, length_q))
-            _attend(problem, k, v, table, tokens, length_k - length_q + first, length_k)
+    finished = np.zeros(batch.batch_size, bool) if batch.finished is None else batch.finished
+    for (k, v, table), skipped, (length_q, length_k) in zip(sources, finished, lengths, strict=True):
+        for first in range(0, 0 if skipped else length_q, step):
+            last = min(first + step, length_q)
+            mask = None if masks is None else masks[entry + first * length_k : entry + last * length_k].reshape(-1, length_k)
+            _attend(problem, k, v, table, slice(start + first, start + last), length_k - length_q + first, length_k, mask)
         start += length_q
+        entry += length_q * length_k
 
 
-def _attend(problem: Problem, k: _Rows, v: _Rows, table: Array, tokens: slice, position: int, length: int) -> None:
-    """Attention of the query rows `tokens`, of which the first stands at `position` of a sequence of `length` keys."""
+def _sources(problem: Problem) -> Iterator[tuple[_Source, _Source, Array]]:
+    """K, V and the blocks of each sequence."""
+    batch, block_len = problem.batch, problem.layout.block_len
+    if problem.op == "attention":
+        k, v = _rows(problem)
+        for table in batch.block_table:
+            yield k, v, table
+        return
+    start = 0
+    for length in batch.seqlens_k.tolist():
+        part = slice(start, start + length)
+        start += length
+        yield _Contiguous(problem.k[part], block_len), _Contiguous(problem.v[part], block_len), np.arange(-(-length // block_len))
+
+
+def _attend(problem: Problem, k: _Source, v: _Source, table: Array, tokens: slice, position: int, length: int, mask: Array | None) -> None:
+    """Attention of the query rows `tokens`, of which the first stands at `position` of a sequence of `length` keys.
+
+    `mask`: bool (queries, length), or None.
+    """
     heads, dim, block_len = problem.layout.num_kv_heads, problem.layout.head_dim, problem.layout.block_len
     count = tokens.stop - tokens.start
     q = problem.q[tokens].reshape(count, heads, -1, dim).transpose(1, 0, 2, 3).astype(np.float32)
@@ -193,7 +254,11 @@ def _attend(problem: Problem, k: _Rows, v: _Rows, table: Array, tokens: slice, p
             scores /= np.float32(problem.softcap)
             np.tanh(scores, out=scores)
             scores *= np.float32(problem.softcap)
+        if problem.extras is not None and problem.extras.alibi_slopes is not None:
+            _add_alibi(scores.reshape(heads, count, group, -1), problem.extras.alibi_slopes, np.arange(first, last), position)
         kept = _kept(problem, position, count, first, last)
+        if mask is not None:
+            kept = mask[:, first:last] if kept is None else kept & mask[:, first:last]
         if kept is not None:
             # fmin lets -inf win over a NaN that the query does not see
             seen = scores.reshape(heads, count, group, last - first)
@@ -220,6 +285,13 @@ def _attend(problem: Problem, k: _Rows, v: _Rows, table: Array, tokens: slice, p
     if problem.lse is not None:
         lse = np.where(total != 0, top + np.log(total), -np.inf)
         problem.lse[tokens] = lse.reshape(heads, count, group).transpose(1, 0, 2).reshape(count, heads * group)
+
+
+def _add_alibi(scores: Array, slopes: Array, keys: Array, position: int) -> None:
+    """Add slope * (key - query) to scores (num_kv_heads, queries, heads of a group, keys)."""
+    heads, count, group, _ = scores.shape
+    distance = (keys - np.arange(position, position + count)[:, None]).astype(np.float32)
+    scores += slopes.reshape(heads, 1, group, 1) * distance[None, :, None]
 
 
 def _kept(problem: Problem, position: int, count: int, first: int, last: int) -> Array | None:

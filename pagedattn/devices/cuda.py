@@ -151,6 +151,12 @@ class CudaDevice(Device):
         with self._cupy.cuda.Device(self.index), nullcontext() if stream is None else self._on(stream_address(stream)):
             return self._cupy.empty(shape, dtype)
 
+    def address_of(self, stream: Any) -> int:
+        return int(self._current_stream(self.index).ptr) if stream is None else stream_address(stream)
+
+    def using(self, stream: Any) -> AbstractContextManager[Any]:
+        return nullcontext() if stream is None else self._on(stream_address(stream))
+
     def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
         with self._cupy.cuda.Device(self.index):
             return self._cupy.zeros(shape, dtype)
@@ -158,6 +164,11 @@ class CudaDevice(Device):
     def asarray(self, x: Any, dtype: Any = None) -> Any:
         with self._cupy.cuda.Device(self.index):
             return self._cupy.ascontiguousarray(self._cupy.asarray(x, dtype))
+
+    def memory_at(self, address: int, num_bytes: int) -> Any:
+        cuda = self._cupy.cuda
+        memory = cuda.UnownedMemory(address, num_bytes, self, self.index)
+        return self._cupy.ndarray((num_bytes,), np.uint8, cuda.MemoryPointer(memory, 0))
 
     def to_host(self, x: Any) -> np.ndarray[Any, Any]:
         return np.asarray(self._cupy.asnumpy(x))

@@ -13,6 +13,7 @@ from pagedattn import arch as archs
 from pagedattn import dispatch, resources, workspace
 from pagedattn.build import build
 from pagedattn.devices.base import Device
+from pagedattn.devices.cpu import host_memory
 from pagedattn.errors import DeviceFault
 from pagedattn.params import STRUCT_BYTES, fill
 
@@ -26,8 +27,8 @@ Array = NDArray[Any]
 
 MAX_STEPS = 20_000_000  # instructions that a launch's group of CTAs may issue
 SM_COUNT = 2  # few, so that decode's grid stays small
-_INPUTS = {"attention": ("q", "pool", "sinks"), "append": ("k", "v"), "gather": ("pool",)}
-_OUTPUTS = {"attention": ("out", "lse"), "append": ("pool",), "gather": ("k", "v")}
+_INPUTS = {"attention": ("q", "pool", "sinks"), "varlen": ("q", "k", "v", "sinks"), "append": ("q", "k", "v"), "gather": ("pool",)}
+_OUTPUTS = {"attention": ("out", "lse"), "varlen": ("out", "lse"), "append": ("pool", "out"), "gather": ("k", "v")}
 
 
 @lru_cache(maxsize=64)
@@ -95,6 +96,9 @@ class InterpreterDevice(Device):
             return copy
         return result
 
+    def memory_at(self, address: int, num_bytes: int) -> Array:
+        return host_memory(address, num_bytes)
+
     def to_host(self, x: Any) -> Array:
         return np.asarray(x)
 
@@ -107,19 +111,29 @@ class InterpreterDevice(Device):
 
     def run(self, problem: Problem) -> None:
         batch = problem.batch
-        batch.check_cache(problem.layout, problem.pool.shape[0])
+        if problem.pool is not None:
+            batch.check_cache(problem.layout, problem.pool.shape[0])
         self.launches = []
         arrays = {
             name: getattr(problem, name) for name in (*_INPUTS[problem.op], *_OUTPUTS[problem.op]) if getattr(problem, name) is not None
         }
         arrays.update(block_table=batch.block_table, cu_seqlens_q=batch.cu_seqlens_q, cu_seqlens_k=batch.cu_seqlens_k)
+        writable: tuple[str, ...] = _OUTPUTS[problem.op]
+        if batch.blocks is not None:
+            del arrays["pool"]
+            own = np.unique(batch.blocks.pointers).tolist()
+            found = {f"blocks[{i}]": self.memory_at(x, problem.layout.block_bytes) for i, x in enumerate(own)}
+            arrays.update(found)
+            writable = (*writable, *found) if "pool" in writable else writable
+        if problem.extras is not None:
+            arrays.update(problem.extras.arrays())
         addresses = [0 if x is None else self.address(x) for x in problem.arrays]
-        addresses.append(self.address(problem.pool) + problem.layer * problem.layout.layer_bytes)
+        addresses.append(0 if problem.pool is None else self.address(problem.pool) + problem.layer * problem.layout.layer_bytes)
         launches = dispatch.select(problem, self)
         if problem.workspace is not None:
             workspace.require(problem.workspace.nbytes, launches)
         for launch in launches:
-            self.launch(launch, addresses, arrays, _OUTPUTS[problem.op], problem.workspace)
+            self.launch(launch, addresses, arrays, writable, problem.workspace)
 
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
         addresses = np.array([[self.address(x) for x in outs], [self.address(x) for x in lses]], np.uint64)

@@ -51,6 +51,18 @@ class Case:
         Added to the second half of the dims of K and V, so that zero and scale of a row differ by far.
     spoiled : bool
         V rows which the mask hides from some or all queries hold infinities and NaN.
+    alibi : float
+        The largest slope of alibi_slopes; 0: none.
+    mask : str
+        "" (none), "random" (some queries see nothing), or "tree" (all old tokens, and a new one's ancestors).
+    rope : dict
+        Arguments of Rope; empty: none.
+    positions : int
+        The new tokens stand at random positions below this; 0: at their places.
+    biases : bool
+        q_bias, k_bias and v_bias.
+    logn : int
+        logn_max_position; 0: none.
     devices
         Where it runs.
     """
@@ -76,6 +88,12 @@ class Case:
     gain: float = 1.0
     offset: float = 0.0
     spoiled: bool = False
+    alibi: float = 0.0
+    mask: str = ""
+    rope: dict[str, Any] = field(default_factory=dict)
+    positions: int = 0
+    biases: bool = False
+    logn: int = 0
     devices: tuple[str, ...] = EVERYWHERE
 
 
@@ -204,6 +222,69 @@ def _large() -> Iterator[Case]:
     yield Case("large-window", why, ((2048, 2048), (1, 5000)), keywords={"window_size": 500}, devices=only)
 
 
+def _turned() -> Iterator[Case]:
+    """Rows that change on their way in. In `append` the call also writes them; else the pool holds them as they should be."""
+    common = {"append": True, "num_layers": 2, "block_len": 16}
+    yarn = {"kind": "yarn", "factor": 4.0, "max_position": 64, "base": 1000.0}
+    llama = {"kind": "llama3", "factor": 8.0, "max_position": 64, "base": 500.0}
+    decode, prefill = DECODE[::2], PREFILL[1::3]
+    yield Case("rope-decode", "q turns in decode, where a warp's ring holds it meanwhile", decode, rope={"kind": "default"}, **common)
+    yield Case("rope-prefill", "q turns in prefill's query tile", prefill, rope={"kind": "default"}, **common)
+    yield Case("rope-group20-d192", "packs with idle heads; the query lies in shared memory", MIXED, 20, 1, 192, rope=llama, **common)
+    yield Case(
+        "rope-all",
+        "bias, then part of the head turns, then logn",
+        MIXED,
+        rope={**yarn, "dim": 32, "interleaved": True},
+        biases=True,
+        logn=30,
+        **common,
+    )
+    yield Case(
+        "rope-odd-half", "half of the turning dims is no multiple of 8", MIXED, head_dim=64, rope={"dim": 20, "base": 50.0}, **common
+    )
+    yield Case("rope-d96-bf16", "lanes that idle", MIXED, head_dim=96, dtype="bfloat16", rope=yarn, biases=True, fused=True, **common)
+    yield Case("rope-d256", "a lane brings several parts of a row", MIXED, head_dim=256, rope={"interleaved": True}, **common)
+    yield Case("rope-dynamic", "a table for each sequence", MIXED, rope={"kind": "dynamic", "factor": 2.0, "max_position": 60}, **common)
+    mrope = {"kind": "mrope", "mrope_section": (16, 24, 24)}
+    yield Case("mrope", "three positions a token", MIXED, rope=mrope, positions=3000, biases=True, **common)
+    yield Case("rope-positions", "positions of the caller's", MIXED, rope={"kind": "linear", "factor": 3.0}, positions=10**6, **common)
+    yield Case(
+        "rope-window-splits",
+        "options meet",
+        MIXED,
+        rope=yarn,
+        sinks=True,
+        keywords={"window_size": 40, "softcap": 20.0, "num_splits": 3},
+        **common,
+    )
+    yield Case("biases", "bias alone", MIXED, biases=True, **common)
+    yield Case("rope-held", "the keys were turned before this call", MIXED, rope=llama, logn=64, block_len=32)
+
+
+def _adjusted() -> Iterator[Case]:
+    """Scores that change before the softmax."""
+    why = "a slope for each head, in both kernels"
+    yield Case("alibi", why, MIXED, alibi=0.5, block_len=16)
+    yield Case("alibi-group20", "packs with idle heads", MIXED, 20, 1, 64, alibi=0.5)
+    yield Case("alibi-steep", "far keys vanish, and the running maximum rises with every tile", MIXED, 4, 2, 64, alibi=8.0)
+    yield Case("alibi-full", "keys after the query gain", MIXED, alibi=0.1, keywords={"causal": False})
+    together = {"softcap": 5.0, "window_size": 40, "softmax_scale": 0.3}
+    yield Case("alibi-softcap", "softcap comes first", MIXED, alibi=0.3, keywords=together, sinks=True, dtype="bfloat16", head_dim=96)
+    yield Case("alibi-splits", "cuts", MIXED, alibi=0.2, keywords={"num_splits": 3}, head_dim=256)
+    why = "a mask of the caller's, which prefill reads for every sequence"
+    yield Case("mask-random", why, MIXED, mask="random", sinks=True, block_len=16)
+    yield Case("mask-full", "no causal mask besides", MIXED, mask="random", keywords={"causal": False}, dtype="bfloat16", head_dim=64)
+    yield Case("mask-decode", "single queries only", DECODE, mask="random", keywords={"num_splits": 3})
+    tree = ((7, 300), (1, 65), (30, 500), (16, 16), (0, 9))
+    yield Case(
+        "mask-tree", "drafted tokens of one depth share a position", tree, mask="tree", rope={"kind": "default"}, positions=700, append=True
+    )
+    yield Case("mask-window", "options meet", tree, mask="tree", alibi=0.2, keywords={"window_size": 50, "softcap": 9.0}, num_heads=12)
+    rope = {"kind": "linear", "factor": 2.0, "dim": 64}
+    yield Case("alibi-rope", "all at once", MIXED, alibi=0.3, rope=rope, biases=True, keywords={"softcap": 30.0}, append=True)
+
+
 # Rows whose reason holds for codes as well: everything but how out= lies in memory, thinned out where the device does not care.
 _AS_CODES = (
     *(f"{name}-d{dim}-{short}" for name in ("decode", "prefill") for dim in HEAD_DIMS for short in ("f16", "bf16")),
@@ -235,6 +316,18 @@ _AS_CODES = (
     *("mixed", "chunk", "one-token", "one-sequence", "many-sequences", "no-queries", "empty"),
     *("layers", "append", "append-fused", "append-decode", "long", "long-wide", "long-bf16", "long-prefill"),
     *("spoiled-causal", "spoiled-window", "large-decode", "large-decode-block16", "large-decode-group1", "large-prefill", "large-chunk"),
+    *(
+        "rope-decode",
+        "rope-prefill",
+        "rope-group20-d192",
+        "rope-all",
+        "rope-d96-bf16",
+        "rope-d256",
+        "mrope",
+        "rope-window-splits",
+        "rope-held",
+    ),
+    *("alibi", "alibi-group20", "alibi-full", "alibi-softcap", "alibi-rope", "mask-random", "mask-tree", "mask-window"),
     *("large-mixed", "large-d64", "large-d96", "large-d192", "large-d256", "large-window"),
 )
 
@@ -255,7 +348,7 @@ def _codes(rows: dict[str, Case]) -> Iterator[Case]:
 
 _SIXTEEN_BITS = tuple(
     case
-    for rows in (_head_dims, _block_lens, _groups, _masks, _scores, _splits, _batches, _memory, _long, _spoiled, _large)
+    for rows in (_head_dims, _block_lens, _groups, _masks, _scores, _splits, _batches, _memory, _turned, _adjusted, _long, _spoiled, _large)
     for case in rows()
 )
 CASES: tuple[Case, ...] = (*_SIXTEEN_BITS, *_codes({case.id: case for case in _SIXTEEN_BITS}))

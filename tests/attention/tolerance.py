@@ -57,7 +57,9 @@ class Bounds(NamedTuple):
     lse: Array
 
 
-def bounds(result: Result, dtype: str, num_keys: int, largest_value: float, softcap: float | None = None) -> Bounds:
+def bounds(
+    result: Result, dtype: str, num_keys: int, largest_value: float, softcap: float | None = None, shift: float | Array = 0.0
+) -> Bounds:
     """The bounds of one sequence's results.
 
     Parameters
@@ -72,10 +74,12 @@ def bounds(result: Result, dtype: str, num_keys: int, largest_value: float, soft
         Largest abs(v).
     softcap : float, optional
         Its tanh is granted a few units in the last place, which the cap multiplies.
+    shift : float or array (num_queries, num_heads)
+        What scores may be off by besides.
     """
     unit = UNIT[dtype]
     head_dim = result.out.shape[-1]
-    score = (_sum(head_dim) + FLOAT32) * result.largest + (4 * FLOAT32 * softcap if softcap else 0.0)
+    score = (_sum(head_dim) + FLOAT32) * result.largest + (4 * FLOAT32 * softcap if softcap else 0.0) + shift
     rounded = unit * np.minimum(INDEPENDENT * result.spread, result.mass)
     subnormal = INDEPENDENT * np.sqrt(num_keys) * SUBNORMAL[dtype] * largest_value
     summed = (2 * score + _sum(num_keys) + FEW_STEPS)[..., None] * result.mass
@@ -95,6 +99,7 @@ def bounds_of_codes(
     k_params: Array,
     v_params: Array,
     softcap: float | None = None,
+    shift: float | Array = 0.0,
     **options: Any,
 ) -> Bounds:
     """The bounds of one sequence's results where the cache holds codes.
@@ -110,6 +115,8 @@ def bounds_of_codes(
         (scale, zero).
     softcap, options
         The reference's.
+    shift : float or array (num_queries, num_heads)
+        What scores may be off by besides.
     """
     _, num_heads, head_dim = q.shape
     num_keys, num_kv_heads, _ = k.shape
@@ -126,7 +133,7 @@ def bounds_of_codes(
     scale, reach = (x.max(axis=0, initial=0.0)[kv_head] for x in (k_params[..., 0], k_reach))
     biased = MAGIC[dtype] * scale * (np.abs(q.sum(axis=-1)) + 2 * np.sqrt((q**2).sum(axis=-1)))
     plain = 3 * reach * np.abs(q).sum(axis=-1)  # codes and zeros before they cancel
-    truncated = _sum(head_dim) * softmax_scale * (biased + plain) + (4 * FLOAT32 * softcap if softcap else 0.0)
+    truncated = _sum(head_dim) * softmax_scale * (biased + plain) + (4 * FLOAT32 * softcap if softcap else 0.0) + shift
     products = np.stack([(q[:, h] ** 2 @ k[:, g].T ** 2).max(axis=1, initial=0.0) for h, g in enumerate(kv_head)], axis=1)
     rounded_k = unit * softmax_scale * np.sqrt(products)
     moved = result.spread + np.abs(result.out) * focus
@@ -148,6 +155,17 @@ def bounds_of_codes(
         size = np.where(np.isfinite(result.lse), np.abs(result.lse), 0.0)
     lse = truncated + INDEPENDENT * focus[..., 0] * rounded_k + _sum(num_keys) + FEW_STEPS + FLOAT32 * size
     return Bounds(out, lse)
+
+
+def shift_of_rounded_queries(q: Array, k: Array, dtype: str, softmax_scale: float | None) -> Array:
+    """What scores may be off by because q was rounded to T after float32 arithmetic, (num_queries, num_heads).
+
+    An element whose exact value lies close to the middle of two numbers of T may go to the other one, a step of 2 u; two of a row may.
+    """
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    largest = np.abs(np.where(np.isfinite(k), k, 0.0)).max(initial=0.0)
+    shift: Array = 4 * UNIT[dtype] * scale * largest * np.abs(q).max(axis=-1, initial=0.0)
+    return shift
 
 
 def worst(found: Array, expected: Array, bound: Array) -> tuple[float, tuple[int, ...]]:

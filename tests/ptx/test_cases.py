@@ -44,6 +44,27 @@ OPTIONS = (
     "decode-ramp60",
     "decode-ramp-60",
     "decode-ramp-splits",
+    "rope-decode",
+    "rope-prefill",
+    "rope-group20-d192",
+    "rope-all",
+    "rope-odd-half",
+    "rope-dynamic",
+    "rope-window-splits",
+    "mrope",
+    "biases",
+    "alibi",
+    "alibi-full",
+    "alibi-softcap",
+    "alibi-splits",
+    "mask-random",
+    "mask-full",
+    "mask-window",
+    *(f"{name}-int8" for name in ("alibi-rope", "mask-tree", "rope-all", "rope-d96-bf16", "rope-prefill")),
+    *(
+        f"{name}-int4"
+        for name in ("mask-random", "alibi-group20", "alibi-softcap", "rope-decode", "mrope", "rope-d256", "rope-window-splits")
+    ),
 )
 
 
@@ -190,6 +211,13 @@ def test_prefill_in_parts(target: str, keywords: dict[str, int]) -> None:
 def test_options(case: Case) -> None:
     lengths = tuple((min(q, 40), min(k, 40 if q > 40 else 400)) for q, k in case.lengths)
     test_attention.test_case(dataclasses.replace(case, lengths=lengths), "interpreter")
+
+
+@pytest.mark.parametrize("target", ["sm_70", "sm_75"])
+@pytest.mark.parametrize("name", ["alibi", "alibi-group20-int4", "rope-all-int8"])
+def test_changes_in_the_other_family(name: str, target: str) -> None:
+    case = next(c for c in CASES if c.id == name)
+    test_attention.test_case(dataclasses.replace(case, lengths=((1, 70), (1, 1), (0, 20), (1, 129))), f"interpreter:{target}")
 
 
 def test_options_are_rows_of_the_table() -> None:

@@ -14,6 +14,7 @@ from pagedattn.spec import KernelSpec
 
 SOURCE, EPILOGUE, MAINLOOP = "prefill/source_sm80.cuh", "prefill/epilogue.cuh", "prefill/mainloop_sm80.cuh"
 GMEM, DECODE, FLAT, SWIZZLE = "iterator/gmem_sm80.cuh", "decode/mainloop_sm80.cuh", "decode/merge_flat.cuh", "smem/swizzle.cuh"
+DECODE70, GMEM70, IMPL70 = "decode/mainloop_sm70.cuh", "iterator/gmem_warp_sm70.cuh", "decode/impl_m8n8.cuh"
 MAINLOOP70, TILES70 = "prefill/mainloop_sm70.cuh", "prefill/source_sm70.cuh"
 KERNEL = "kernel.cu"
 
@@ -174,6 +175,31 @@ PLANTS = (
         "race",
         KERNEL,
         "merge.MergeCta",
+    ),
+    Plant(
+        "V where a warp still reads K",
+        "decode",
+        DECODE70,
+        "                __syncwarp();  // V may stand where K stood\n",
+        "",
+        "race",
+        GMEM70,
+        "st_shared_v4(",
+        "sm_75",
+    ),
+    Plant(
+        "K where a warp still reads V",
+        "decode",
+        DECODE70,
+        "                __syncwarp();  // K may stand where V stood; with no tile left, the slot may become the piece's place\n",
+        "",
+        "race",
+        "decode/pieces.cuh",
+        "= s.pair(i, n, e)",
+        "sm_70",
+    ),
+    Plant(
+        "P read too early", "decode", IMPL70, "        __syncwarp();  // P is there\n", "", "race", IMPL70, "ld_shared(frag_p[n]", "sm_70"
     ),
     Plant(
         "K read too early",

@@ -25,17 +25,17 @@ TEMPLATES = sorted(resources.folder("templates").glob("*.j2"))
 # A part imports parts of its own row and of the rows above; none imports itself through another.
 ROWS = (
     ("errors", "dtypes", "arch", "env", "resources"),
-    ("layout", "params", "tuning", "problem", "quant", "footprint", "spec"),
+    ("layout", "params", "tuning", "prepare", "problem", "quant", "rope", "footprint", "spec"),
     ("render", "nvrtc", "kernel", "entry", "store"),
     ("build", "dispatch", "plan", "workspace"),
     ("devices",),
-    ("allocator", "sequences", "arrays", "batch", "convert", "figures", "pools", "cache", "checks"),
-    ("ops", "merge"),
+    ("allocator", "sequences", "arrays", "batch", "blocks", "convert", "figures", "pools", "cache", "checks", "extras"),
+    ("ops", "merge", "varlen"),
     ("archive", "bench", "explain", "precompile", "show", "testing", "warmup"),
     ("pagedattn",),
     ("cli", "doctor", "demo", "__main__"),
 )
-WITNESSES = ("reference", "ptx")  # they import NumPy and nothing of the library, so that they can be compared with it
+WITNESSES = ("reference", "reference_rows", "ptx")  # they import NumPy and nothing of the library, so that they can be compared with it
 OWNERS = {
     "cupy": {"pagedattn.nvrtc", "pagedattn.devices.cuda"},
     "jinja2": {"pagedattn.render"},

@@ -97,13 +97,6 @@ def test_refused(table: Any, seqlens_q: Any, seqlens_k: Any, text: str) -> None:
         batch(table, seqlens_q, seqlens_k)
 
 
-def test_later_versions() -> None:
-    with pytest.raises(pa.UnsupportedError, match="`finished` is not in this version"):
-        batch([[0]], [1], [1], finished=[False])
-    with pytest.raises(pa.UnsupportedError, match="from_block_ptrs is not in this version"):
-        Batch.from_block_ptrs([0], [0, 1], [1], [1], device="cpu")
-
-
 def test_unknown_device() -> None:
     with pytest.raises(pa.ArgumentError, match="tpu"):
         Batch([[0]], [1], [1], device="tpu")

@@ -307,6 +307,7 @@ def test_a_kernel_is_launched_by_its_struct() -> None:
     gpu.launch(kernel, struct.tobytes(), 9, 48)
     name, grid, values, stream, _ = gpu.launches[0]
     assert (name, grid, stream) == (kernel.name, 9, 48)
+    assert not any(values.pop("extras"))
     assert {k: v for k, v in values.items() if v} == {"k": 512, "num_tokens": 7, "qk_scale": 0.5}
     for params, size, text in [(b"123", 1, "`params` must be one AttentionParams, .*got 3"), (struct, 0, "`grid` must be a positive")]:
         with pytest.raises(pa.ArgumentError, match=text):

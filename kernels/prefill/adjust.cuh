@@ -1,0 +1,78 @@
+// What scores of a tile go through before the softmax: softcap, ALiBi, the caller's mask; on the scale of q.k.
+#pragma once
+
+#include "core/softmax.cuh"
+
+// Impl's fragment: element e of pair array j of a slab is row e / 2, key 8 j + e % 2 of the lane's own; Impl::Map says where they begin.
+template<class Impl, class Params>
+DEVICE void cap_scores(typename Impl::FragS& frag_s, const Params& p)
+{
+#pragma unroll
+    for (int i = 0; i < Impl::kSlabs; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                frag_s[i][j][e] = softcap(p, frag_s[i][j][e]);
+            }
+        }
+    }
+}
+
+template<class Impl, class Params, class Tile>
+DEVICE void add_alibi(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int row, int first)
+{
+#pragma unroll
+    for (int i = 0; i < Impl::kSlabs; ++i) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const float slope = alibi_slope(p, query.head(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep));
+            const float distance = (float)(first - query.position(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep));
+#pragma unroll
+            for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    frag_s[i][j][2 * h + e] = fmaf(slope, distance + (float)(8 * j + e), frag_s[i][j][2 * h + e]);
+                }
+            }
+        }
+    }
+}
+
+template<class Impl, class Params, class Tile>
+DEVICE void apply_mask(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int row, int first)
+{
+    const u8* const mask = p.extras.mask + p.extras.mask_starts[query.b];
+#pragma unroll
+    for (int i = 0; i < Impl::kSlabs; ++i) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            const u8* const kept =
+                mask + (i64)min(query.token(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep), query.qlen - 1) * query.klen + first;
+#pragma unroll
+            for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    if (first + 8 * j + e >= query.klen || !kept[8 * j + e]) {
+                        frag_s[i][j][2 * h + e] = negative_infinity();
+                    }
+                }
+            }
+        }
+    }
+}
+
+template<class Impl, class Params, class Tile>
+DEVICE void adjust_scores(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int warp_row, int key0, int lane)
+{
+    const int row = warp_row + Impl::Map::row(lane), first = key0 + Impl::Map::key(lane);  // of the lane's first element
+    if (p.softcap_in != 0.f) {
+        cap_scores<Impl>(frag_s, p);
+    }
+    if (p.extras.alibi_slopes) {
+        add_alibi<Impl>(frag_s, p, query, row, first);
+    }
+    if (p.extras.mask) {
+        apply_mask<Impl>(frag_s, p, query, row, first);
+    }
+}

@@ -1,0 +1,288 @@
+"""Rope: how queries and keys turn with their positions, and the exact table of turns that every device works from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pagedattn.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from pagedattn.devices.base import Device
+
+Array = np.ndarray[Any, Any]
+
+# Each kind's own keywords and their defaults; `...` must be given.
+_MROPE: dict[str, Any] = {"mrope_section": None, "mrope_interleaved": False}
+_YARN: dict[str, Any] = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": None, "mscale": None, "mscale_all_dim": None}
+OWN: dict[str, dict[str, Any]] = {
+    "none": {},
+    "default": _MROPE,
+    "linear": _MROPE,
+    "dynamic": {"max_position": ...},
+    "yarn": {"max_position": ..., "truncate": True, **_YARN, **_MROPE},
+    "llama3": {"max_position": ..., "low_freq_factor": 1.0, "high_freq_factor": 4.0, **_MROPE},
+    "mrope": {**_MROPE, "mrope_section": ...},
+}
+AXES = 3  # of mrope's positions
+
+
+class Rope:
+    """Rotary position embedding: pairs of the first `dim` elements of q and k turn by position * frequency.
+
+    Immutable; make one and pass it to every call as `rope=`. Angles are computed from a 64-bit fraction of a turn for each pair, times the
+    integer position: exact at any position, then cos and sin to float32, and one rounding to the cache's dtype.
+
+    Parameters
+    ----------
+    kind : str
+        "none", "default", "linear", "dynamic" (NTK), "yarn", "llama3" or "mrope" (several position axes).
+    dim : int, optional
+        Elements that turn, the first ones of a head: a multiple of 4. None: all.
+    base : float
+        Pair d turns with base**(-2d / dim) radians a token, before the kind changes that.
+    factor : float
+        By how much the context is stretched.
+    interleaved : bool
+        Pairs are (2i, 2i + 1), as in GPT-J and TurboMind; False: (i, i + dim / 2), as in Hugging Face.
+    max_position : int
+        dynamic: Hugging Face's `max_position_embeddings`; yarn, llama3: its `original_max_position_embeddings`.
+    beta_fast, beta_slow, truncate, attention_factor, mscale, mscale_all_dim
+        yarn, as in Hugging Face; cos and sin are multiplied by `attention_factor`, None: 0.1 * ln(factor) + 1.
+    low_freq_factor, high_freq_factor
+        llama3.
+    mrope_section : sequence of int
+        mrope, and any other kind but dynamic: how many pairs follow the axes 0, 1, 2, 0, ... in turn; they sum to dim / 2.
+        The positions come with the call: `rope.at(positions)`.
+    mrope_interleaved : bool
+        The axes alternate pair by pair (Qwen3-VL) instead of section by section (Qwen2-VL).
+
+    Raises
+    ------
+    ArgumentError
+        A kind that does not exist, a keyword that is not the kind's, or a number out of range.
+
+    Notes
+    -----
+    Su et al., 2021 (RoPE); Peng et al., 2023 (YaRN); Wang et al., 2024 (mrope, Qwen2-VL). A dynamic rope takes each sequence's base from
+    its length: the tokens that the batch says it has, or, so that it does not change while a sequence grows, the lengths of `at`.
+
+    Examples
+    --------
+    >>> rope = Rope("llama3", base=500000.0, factor=8.0, max_position=8192)
+    >>> rope
+    Rope('llama3', base=500000.0, factor=8.0, max_position=8192)
+    >>> [round(float(x), 6) for x in Rope(base=100.0).frequencies(8)]
+    [1.0, 0.316228, 0.1, 0.031623]
+    """
+
+    __slots__ = ("_hash", "_key", "_tables", "base", "dim", "factor", "interleaved", "kind", "own")
+
+    def __init__(
+        self,
+        kind: str = "default",
+        dim: int | None = None,
+        base: float = 10000.0,
+        factor: float = 1.0,
+        interleaved: bool = False,
+        **own: Any,
+    ) -> None:
+        if kind not in OWN:
+            raise ArgumentError(f"`kind` must be one of {', '.join(OWN)}; got {kind!r}.")
+        if dim is not None and (isinstance(dim, bool) or not hasattr(dim, "__index__") or dim < 4 or dim % 4):
+            raise ArgumentError(f"`dim` must be a positive multiple of 4, or None for the whole head; got {dim!r}.")
+        for name in own:
+            if name not in OWN[kind]:
+                allowed = ", ".join(OWN[kind]) or "none"
+                raise ArgumentError(f"`{name}` is no keyword of kind {kind!r}, whose own are: {allowed}.")
+        values = {**OWN[kind], **own}
+        for name, value in values.items():
+            if value is ...:
+                raise ArgumentError(f"kind {kind!r} needs `{name}`; it has no default.")
+        for name, value in {"base": base, "factor": factor, **values}.items():
+            _check(name, value)
+        if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
+            raise ArgumentError(
+                f"`high_freq_factor` must be above low_freq_factor, {values['low_freq_factor']}; got {values['high_freq_factor']}."
+            )
+        if values.get("mrope_section") is not None:
+            values["mrope_section"] = tuple(int(n) for n in values["mrope_section"])
+        self.kind, self.dim, self.base, self.factor = kind, None if dim is None else int(dim), float(base), float(factor)
+        self.interleaved = bool(interleaved)
+        self.own = {name: value for name, value in values.items() if value != OWN[kind][name]}
+        self._key = (kind, self.dim, self.base, self.factor, self.interleaved, tuple(sorted(values.items())))
+        self._hash = hash(self._key)
+        self._tables: dict[tuple[str, int], Any] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rope) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __repr__(self) -> str:
+        shown = {
+            "dim": (self.dim, None),
+            "base": (self.base, 10000.0),
+            "factor": (self.factor, 1.0),
+            "interleaved": (self.interleaved, False),
+        }
+        parts = [f"{name}={value!r}" for name, (value, default) in shown.items() if value != default]
+        parts += [f"{name}={value!r}" for name, value in self.own.items()]
+        return f"Rope({', '.join([repr(self.kind), *parts])})"
+
+    def at(self, positions: Any = None, *, seqlens: Any = None) -> RopeCall:
+        """This rope with what a call brings.
+
+        Parameters
+        ----------
+        positions : integers (num_tokens,) or (3, num_tokens), optional
+            Where the batch's new tokens stand. None: query j of sequence b at seqlens_k[b] - seqlens_q[b] + j. A rope with
+            `mrope_section` wants three rows: time, height, width. Only the rotation follows them; masks count tokens.
+        seqlens : integers (batch_size,), optional
+            dynamic: the length that sets each sequence's base, the prompt's say.
+
+        Examples
+        --------
+        >>> Rope().at([0, 1, 1, 2]).positions
+        [0, 1, 1, 2]
+        """
+        if seqlens is not None and self.kind != "dynamic":
+            raise ArgumentError(f"`seqlens` means something for kind 'dynamic' only; this rope's is {self.kind!r}.")
+        return RopeCall(self, positions, seqlens)
+
+    @property
+    def axes(self) -> int:
+        """Position axes that pairs follow: 1, or 3."""
+        return 1 if self._own("mrope_section") is None else AXES
+
+    @property
+    def attention_factor(self) -> float:
+        """What cos and sin are multiplied by."""
+        if self.kind != "yarn":
+            return 1.0
+        given, mscale, all_dim = (self._own(name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
+        if given is not None:
+            return float(given)
+        if mscale and all_dim:
+            return _mscale(self.factor, mscale) / _mscale(self.factor, all_dim)
+        return _mscale(self.factor, 1.0)
+
+    def frequencies(self, head_dim: int, seqlen: int = 0) -> Array:
+        """Radians a token of each pair, float64 (dim / 2,); `seqlen` sets the base of kind "dynamic".
+
+        Raises
+        ------
+        ArgumentError
+            `dim` passes `head_dim`, or `mrope_section` does not sum to dim / 2.
+        """
+        dim = self._dim(head_dim)
+        freq = self.base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim) if dim else np.zeros(0)
+        change: Callable[[Array, int, int], Array] | None = {
+            "linear": lambda f, *_: f / self.factor,
+            "dynamic": self._dynamic,
+            "yarn": self._yarn,
+            "llama3": self._llama3,
+        }.get(self.kind)
+        return change(freq, dim, seqlen) if change else freq
+
+    def turns(self, head_dim: int, seqlen: int = 0) -> Array:
+        """The table that devices read: of each pair, turns a token as a 64-bit fraction; the two lowest bits name its position axis."""
+        fractions = [round(f / (2 * math.pi) * 2.0**64) % 2**64 & ~3 for f in self.frequencies(head_dim, seqlen).tolist()]
+        return np.array(fractions, np.uint64) | self._axis_of_pairs(len(fractions))
+
+    def table(self, device: Device, head_dim: int) -> Any:
+        """`turns` on a device, uploaded once."""
+        key = device.name, head_dim
+        found = self._tables.get(key)
+        if found is None:
+            found = device.asarray(self.turns(head_dim))
+            device.to_host(found)  # it has arrived, whatever stream reads it later
+            self._tables[key] = found
+        return found
+
+    def _own(self, name: str) -> Any:
+        return self.own.get(name, OWN[self.kind].get(name))
+
+    def _dim(self, head_dim: int) -> int:
+        if self.kind == "none":
+            return 0
+        dim = head_dim if self.dim is None else self.dim
+        if dim > head_dim:
+            raise ArgumentError(f"the rope's `dim` must not pass the cache's head_dim, {head_dim}; got {dim}.")
+        return dim
+
+    def _axis_of_pairs(self, pairs: int) -> Array:
+        section = self._own("mrope_section")
+        if section is None:
+            return np.zeros(pairs, np.uint64)
+        if sum(section) != pairs:
+            raise ArgumentError(f"`mrope_section` must sum to the {pairs} pairs that turn; got {section}, {sum(section)} in all.")
+        if not self._own("mrope_interleaved"):
+            return np.repeat(np.arange(len(section)) % AXES, section).astype(np.uint64)
+        axis = np.zeros(pairs, np.uint64)
+        for i in range(1, AXES):
+            axis[i : section[i] * AXES : AXES] = i
+        return axis
+
+    def _dynamic(self, freq: Array, dim: int, seqlen: int) -> Array:
+        most = self._own("max_position")
+        if self.factor <= 1 or seqlen <= most or dim <= 2:
+            return freq
+        stretched = self.base * (self.factor * seqlen / most - (self.factor - 1)) ** (dim / (dim - 2))
+        result: Array = stretched ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+        return result
+
+    def _yarn(self, freq: Array, dim: int, _: int) -> Array:
+        def place(rotations: float) -> float:
+            return dim * math.log(self._own("max_position") / (rotations * 2 * math.pi)) / (2 * math.log(self.base))
+
+        low, high = place(self._own("beta_fast")), place(self._own("beta_slow"))
+        if self._own("truncate"):
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, dim - 1)
+        ramp = np.clip((np.arange(dim // 2) - low) / (high - low if high != low else 0.001), 0, 1)
+        result: Array = freq * (1 - ramp) + freq / self.factor * ramp
+        return result
+
+    def _llama3(self, freq: Array, _dim: int, _len: int) -> Array:
+        low, high = self._own("low_freq_factor"), self._own("high_freq_factor")
+        turns = self._own("max_position") * freq / (2 * math.pi)  # over the original context
+        smooth = np.clip((turns - low) / (high - low), 0, 1)
+        result: Array = (1 - smooth) * freq / self.factor + smooth * freq
+        return result
+
+
+class RopeCall:
+    """A rope, and the positions or lengths that one call brings; made by `Rope.at`."""
+
+    __slots__ = ("positions", "rope", "seqlens")
+
+    def __init__(self, rope: Rope, positions: Any, seqlens: Any) -> None:
+        self.rope, self.positions, self.seqlens = rope, positions, seqlens
+
+    def __repr__(self) -> str:
+        return f"{self.rope!r}.at(...)"
+
+
+def _mscale(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _check(name: str, value: Any) -> None:
+    """Refuse a number that no formula stands."""
+    if name in ("truncate", "mrope_interleaved") or (
+        value is None and name in ("attention_factor", "mscale", "mscale_all_dim", "mrope_section")
+    ):
+        return
+    if name == "mrope_section":
+        if not isinstance(value, (list, tuple)) or len(value) < AXES or not all(hasattr(n, "__index__") and n >= 0 for n in value):
+            raise ArgumentError(f"`mrope_section` must be at least {AXES} counts of pairs; got {value!r}.")
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not 0 < value < math.inf:
+        raise ArgumentError(f"`{name}` must be a positive finite number; got {value!r}.")
+    if name == "base" and value <= 1:
+        raise ArgumentError(f"`base` must be above 1; got {value!r}.")
