@@ -31,6 +31,8 @@ class Step:
     ----------
     cache : KVCache
     batch : Batch
+    rope : Rope, or what its `at` returns, optional
+        Turns queries and keys of every call with this step. Layers that turn otherwise take a step of their own.
 
     Attributes
     ----------
@@ -51,8 +53,8 @@ class Step:
     torch.Size([3, 1, 64])
     """
 
-    def __init__(self, cache: KVCache, batch: Batch) -> None:
-        self.cache, self.batch = cache, batch
+    def __init__(self, cache: KVCache, batch: Batch, rope: Any = None) -> None:
+        self.cache, self.batch, self.rope = cache, batch, rope
         if cache not in _pools:
             _pools[cache] = torch.from_numpy(cache.pool) if isinstance(cache.pool, np.ndarray) else torch.from_dlpack(cache.pool)
         self.pool = _pools[cache]
@@ -69,14 +71,8 @@ class Step:
         return other
 
 
-def append(k: Any, v: Any, step: Step, *, layer: int = 0) -> None:
-    """`pagedattn.append` as an operator.
-
-    Parameters
-    ----------
-    k, v : tensor (num_tokens, num_kv_heads, head_dim), of the cache's dtype
-    step : Step
-    layer : int
+def append(k: Any, v: Any, step: Step, *, layer: int = 0, k_bias: Any = None, v_bias: Any = None) -> None:
+    """`pagedattn.append` as an operator; the parameters are those of that function, for tensors.
 
     Examples
     --------
@@ -88,7 +84,7 @@ def append(k: Any, v: Any, step: Step, *, layer: int = 0) -> None:
     >>> float(pa.gather(cache, batch)[0].sum())
     192.0
     """
-    torch.ops.pagedattn.append(k, v, step.pool, step.number, layer)
+    torch.ops.pagedattn.append(k, v, step.pool, step.number, layer, k_bias, v_bias)
 
 
 def paged_attention(
@@ -102,7 +98,13 @@ def paged_attention(
     causal: bool = True,
     window_size: int | None = None,
     softcap: float | None = None,
+    alibi_slopes: Any = None,
     sinks: Any = None,
+    mask: Any = None,
+    q_bias: Any = None,
+    k_bias: Any = None,
+    v_bias: Any = None,
+    logn_max_position: int | None = None,
     num_splits: int | str | None = None,
     return_lse: bool = False,
 ) -> Any:
@@ -119,9 +121,8 @@ def paged_attention(
     (torch.float16, torch.float32, 8.0)
     """
     splits = None if num_splits is None else str(num_splits)
-    out, lse = torch.ops.pagedattn.paged_attention(
-        q, k, v, step.pool, step.number, layer, softmax_scale, causal, window_size, softcap, sinks, splits, return_lse
-    )
+    options = (softmax_scale, causal, window_size, softcap, alibi_slopes, sinks, mask, q_bias, k_bias, v_bias, logn_max_position, splits)
+    out, lse = torch.ops.pagedattn.paged_attention(q, k, v, step.pool, step.number, layer, *options, return_lse)
     return (out, lse) if return_lse else out
 
 
@@ -132,47 +133,21 @@ def _step(number: Any) -> Step:
     return step
 
 
-def _append(k: Any, v: Any, pool: Any, number: Any, layer: int) -> None:
+def _append(k: Any, v: Any, pool: Any, number: Any, layer: int, k_bias: Any, v_bias: Any) -> None:
     step = _step(number)
-    ops.append(k, v, step.cache_at(pool), step.batch, layer=layer)
+    ops.append(k, v, step.cache_at(pool), step.batch, layer=layer, k_bias=k_bias, v_bias=v_bias, rope=step.rope)
 
 
-def _paged_attention(
-    q: Any,
-    k: Any,
-    v: Any,
-    pool: Any,
-    number: Any,
-    layer: int,
-    softmax_scale: float | None,
-    causal: bool,
-    window_size: int | None,
-    softcap: float | None,
-    sinks: Any,
-    num_splits: str | None,
-    return_lse: bool,
-) -> tuple[Any, Any]:
-    step = _step(number)
-    result = ops.paged_attention(
-        q,
-        step.cache_at(pool),
-        step.batch,
-        k=k,
-        v=v,
-        layer=layer,
-        softmax_scale=softmax_scale,
-        causal=causal,
-        window_size=window_size,
-        softcap=softcap,
-        sinks=sinks,
-        num_splits=int(num_splits) if num_splits is not None and num_splits.isdecimal() else num_splits,
-        return_lse=return_lse,
-    )
-    return result if return_lse else (result, q.new_empty(0, dtype=torch.float32))
+def _paged_attention(q: Any, k: Any, v: Any, pool: Any, number: Any, layer: int, *options: Any) -> tuple[Any, Any]:
+    step, keywords = _step(number), dict(zip(_OPTIONS, options, strict=True))
+    splits = keywords["num_splits"]
+    keywords["num_splits"] = int(splits) if splits is not None and splits.isdecimal() else splits
+    result = ops.paged_attention(q, step.cache_at(pool), step.batch, k=k, v=v, layer=layer, rope=step.rope, **keywords)
+    return result if keywords["return_lse"] else (result, q.new_empty(0, dtype=torch.float32))
 
 
-def _fake_append(k: Any, v: Any, pool: Any, number: Any, layer: int) -> None:
-    return None
+def _fake_append(*arguments: Any) -> None:
+    """Nothing, for tensors without memory."""
 
 
 def _fake_paged_attention(q: Any, *arguments: Any) -> tuple[Any, Any]:
@@ -180,19 +155,29 @@ def _fake_paged_attention(q: Any, *arguments: Any) -> tuple[Any, Any]:
     return q.new_empty(q.shape), q.new_empty(q.shape[:2] if arguments[-1] else 0, dtype=torch.float32)
 
 
-# Reading is declared as changing too: an operator that may append first has one schema.
+_OPTIONS = {
+    "softmax_scale": "float?",
+    "causal": "bool",
+    "window_size": "SymInt?",
+    "softcap": "float?",
+    "alibi_slopes": "Tensor?",
+    "sinks": "Tensor?",
+    "mask": "Tensor?",
+    "q_bias": "Tensor?",
+    "k_bias": "Tensor?",
+    "v_bias": "Tensor?",
+    "logn_max_position": "SymInt?",
+    "num_splits": "str?",
+    "return_lse": "bool",
+}
+_STEP = "Tensor(a!) pool, Tensor step, SymInt layer"
+# Attention alone only reads the pool; but an operator that may append first has one schema.
 torch.library.custom_op(
-    "pagedattn::append",
-    _append,
-    mutates_args=("pool",),
-    schema="(Tensor k, Tensor v, Tensor(a!) pool, Tensor step, SymInt layer) -> ()",
+    "pagedattn::append", _append, mutates_args=("pool",), schema=f"(Tensor k, Tensor v, {_STEP}, Tensor? k_bias, Tensor? v_bias) -> ()"
 ).register_fake(_fake_append)
 torch.library.custom_op(
     "pagedattn::paged_attention",
     _paged_attention,
     mutates_args=("pool",),
-    schema=(
-        "(Tensor q, Tensor? k, Tensor? v, Tensor(a!) pool, Tensor step, SymInt layer, float? softmax_scale, bool causal, "
-        "SymInt? window_size, float? softcap, Tensor? sinks, str? num_splits, bool return_lse) -> (Tensor, Tensor)"
-    ),
+    schema=f"(Tensor q, Tensor? k, Tensor? v, {_STEP}, {', '.join(f'{t} {n}' for n, t in _OPTIONS.items())}) -> (Tensor, Tensor)",
 ).register_fake(_fake_paged_attention)

@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 
 from pagedattn import torch as operators  # noqa: E402
 
+ROPE = pa.Rope(base=1000.0)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
 
@@ -34,9 +35,7 @@ class Setup:
             8, num_kv_heads=1, head_dim=64, block_len=16, num_layers=2, dtype=name, kv_dtype=self.kv_dtype, device=self.device
         )
         sequences = [cache.new_sequence(), cache.new_sequence()]
-        found = [
-            model(x, operators.Step(cache, cache.extend(sequences, new))) for x, new in zip(self.rows, self.steps, strict=True)
-        ]
+        found = [model(x, operators.Step(cache, cache.extend(sequences, new), ROPE)) for x, new in zip(self.rows, self.steps, strict=True)]
         for layer in range(2):
             found += [cache.device.to_host(x) for x in pa.gather(cache, cache.batch(sequences), layer=layer)]
         return [x.float().cpu().numpy() if isinstance(x, torch.Tensor) else x.astype("float32") for x in found]
@@ -44,8 +43,8 @@ class Setup:
 
 def model(x: Any, step: operators.Step) -> Any:
     """Two layers, one of which appends by itself; the second depends on what the first wrote."""
-    operators.append(x[:, 4:5] * 2, x[:, 5:], step)
-    y = operators.paged_attention(x[:, :4], step, softcap=20.0) + x[:, :4]
+    operators.append(x[:, 4:5] * 2, x[:, 5:], step, v_bias=x[1, 5:])
+    y = operators.paged_attention(x[:, :4], step, softcap=20.0, q_bias=x[0, :4]) + x[:, :4]
     sinks = x.new_zeros(4, dtype=torch.float32)
     y, lse = operators.paged_attention(y, step, k=y[:, :1], v=y[:, 1:2], layer=1, window_size=9, sinks=sinks, return_lse=True)
     return y + lse.to(y.dtype)[..., None]
@@ -54,10 +53,10 @@ def model(x: Any, step: operators.Step) -> Any:
 def plain(x: Any, step: operators.Step) -> Any:
     """The same by pagedattn's own functions."""
     cache, batch = step.cache, step.batch
-    pa.append(x[:, 4:5] * 2, x[:, 5:], cache, batch)
-    y = pa.paged_attention(x[:, :4], cache, batch, softcap=20.0) + x[:, :4]
+    pa.append(x[:, 4:5] * 2, x[:, 5:], cache, batch, rope=ROPE, v_bias=x[1, 5:])
+    y = pa.paged_attention(x[:, :4], cache, batch, softcap=20.0, rope=ROPE, q_bias=x[0, :4]) + x[:, :4]
     sinks = x.new_zeros(4, dtype=torch.float32)
-    y, lse = pa.paged_attention(y, cache, batch, k=y[:, :1], v=y[:, 1:2], layer=1, window_size=9, sinks=sinks, return_lse=True)
+    y, lse = pa.paged_attention(y, cache, batch, k=y[:, :1], v=y[:, 1:2], layer=1, window_size=9, sinks=sinks, return_lse=True, rope=ROPE)
     return y + lse.to(y.dtype)[..., None]
 
 
@@ -102,9 +101,9 @@ def test_pytorchs_own_check(device: str) -> None:
     cache = pa.KVCache(4, num_kv_heads=1, head_dim=64, block_len=16, device=device)
     step = operators.Step(cache, cache.extend([cache.new_sequence()], [3]))
     x = torch.randn((3, 4, 64), device=device).half()
-    torch.library.opcheck(torch.ops.pagedattn.append, (x[:, :1], x[:, 1:2], step.pool, step.number, 0))
+    torch.library.opcheck(torch.ops.pagedattn.append, (x[:, :1], x[:, 1:2], step.pool, step.number, 0, None, None))
     for return_lse in (False, True):
-        arguments = (x, x[:, :1], x[:, 1:2], step.pool, step.number, 0, None, True, None, None, None, "2", return_lse)
+        arguments = (x, x[:, :1], x[:, 1:2], step.pool, step.number, 0, None, True, *[None] * 9, "2", return_lse)
         torch.library.opcheck(torch.ops.pagedattn.paged_attention, arguments)
 
 
@@ -123,4 +122,4 @@ def test_a_step_that_is_gone() -> None:
     assert pool.data_ptr() == cache.pool.ctypes.data
     del step
     with pytest.raises(pa.ArgumentError, match="`step` must be kept"):
-        torch.ops.pagedattn.append(x, x, pool, number, 0)
+        torch.ops.pagedattn.append(x, x, pool, number, 0, None, None)

@@ -139,7 +139,7 @@ def test_crop_knows_padding() -> None:
 def test_what_does_not_fit_is_said() -> None:
     model = EXAMPLE["model"]("Llama", hf.NAME)
     ids = torch.full((2, 8), 3)
-    with torch.no_grad(), pytest.raises(pa.ArgumentError, match="Pass past_key_values=pagedattn.transformers.PagedCache"):
+    with torch.no_grad(), pytest.raises(pa.ArgumentError, match=r"Pass past_key_values=pagedattn\.transformers\.PagedCache"):
         model(ids)
     cache = hf.PagedCache(model, 2)
     with torch.no_grad(), pytest.raises(pa.UnsupportedError, match=r"must be \(sequences, tokens\)"):

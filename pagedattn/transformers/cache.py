@@ -1,7 +1,4 @@
-"""Hugging Face transformers on a paged cache: attention implementation "pagedattn", and the cache that goes with it.
-
-Importing this module registers the implementation. It needs PyTorch and transformers 5.
-"""
+"""PagedCache: what transformers' models append to, over a KVCache."""
 
 from __future__ import annotations
 
@@ -9,15 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, Cache
+from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, UnsupportedError
-from pagedattn.ops import append, paged_attention
+from pagedattn.ops import paged_attention
 
-NAME = "pagedattn"
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -92,9 +88,9 @@ class PagedCache(Cache):
     --------
     >>> import torch, transformers, pagedattn.transformers
     >>> config = transformers.LlamaConfig(
-    ...     vocab_size=64, hidden_size=128, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, attn_implementation="pagedattn"
+    ...     vocab_size=64, hidden_size=128, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
     ... )
-    >>> model = transformers.LlamaForCausalLM(config).eval()
+    >>> model = transformers.LlamaForCausalLM._from_config(config, attn_implementation="pagedattn").eval()
     >>> cache = pagedattn.transformers.PagedCache(model, num_blocks=8)
     >>> tokens = model.generate(torch.tensor([[1, 2, 3]]), past_key_values=cache, max_new_tokens=4, min_new_tokens=4)
     >>> tuple(tokens.shape), cache.get_seq_length()
@@ -115,7 +111,9 @@ class PagedCache(Cache):
         others = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
         if others or getattr(config, "num_kv_shared_layers", None):
             what = ", ".join(sorted(others)) or "layers that share keys and values"
-            raise UnsupportedError(f"`model` must have only layers of {' and '.join(sorted(_LAYER_TYPES))}; {config.model_type} has {what}.")
+            raise UnsupportedError(
+                f"`model` must have only layers of {' and '.join(sorted(_LAYER_TYPES))}; {config.model_type} has {what}."
+            )
         heads = config.num_attention_heads
         found = str(model.dtype).rpartition(".")[2]
         self.kv = KVCache(
@@ -163,7 +161,9 @@ class PagedCache(Cache):
     def _begin(self, size: int, columns: int, kept: Any) -> _Step:
         """Blocks for the new tokens; the first layer's attention asks for them."""
         if self.sequences and len(self.sequences) != size:
-            raise ArgumentError(f"`past_key_values` holds {len(self.sequences)} sequences; got a batch of {size}. Reset it, or make another.")
+            raise ArgumentError(
+                f"`past_key_values` holds {len(self.sequences)} sequences; got a batch of {size}. Reset it, or make another."
+            )
         marks = rows = None
         counts = [columns] * size
         if kept is not None:
@@ -228,73 +228,3 @@ class PagedCache(Cache):
     def batch_size(self) -> int:
         """Sequences; -1 before the first forward pass."""
         return len(self.sequences) or -1
-
-
-def attention(
-    module: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    attention_mask: Any,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Any = None,
-    **kwargs: Any,
-) -> tuple[Any, None]:
-    """The attention function that transformers calls in each layer, of implementation "pagedattn".
-
-    Parameters are those of transformers' AttentionInterface; `s_aux` are sinks. Attention weights are never made: None stands for them.
-
-    Raises
-    ------
-    ArgumentError
-        The keys did not come through a PagedCache.
-    UnsupportedError
-        Dropout, or a mask of the caller's own.
-    """
-    layer = getattr(key, "pagedattn_layer", None)
-    if layer is None:
-        raise ArgumentError(
-            f"attention {NAME!r} needs its own cache; got {kwargs.get('past_key_values') and type(kwargs['past_key_values']).__name__}. "
-            "Pass past_key_values=pagedattn.transformers.PagedCache(model, num_blocks)."
-        )
-    if dropout:
-        raise UnsupportedError(f"attention {NAME!r} has no dropout; got {dropout}. Call model.eval().")
-    if attention_mask is not None and attention_mask.ndim != 2:
-        raise UnsupportedError(f"`attention_mask` must be (sequences, tokens), which marks padding; got shape {tuple(attention_mask.shape)}.")
-    causal = kwargs.get("is_causal")
-    out = layer.cache.attend(
-        layer.index,
-        query,
-        key,
-        value,
-        attention_mask,
-        softmax_scale=scaling,
-        causal=getattr(module, "is_causal", True) if causal is None else causal,
-        window_size=sliding_window,
-        softcap=softcap,
-        sinks=None if s_aux is None else s_aux.detach().float(),
-    )
-    return out, None
-
-
-def new_tokens(*, q_length: int, attention_mask: Any = None, use_vmap: bool = False, allow_is_causal_skip: bool = True, **kwargs: Any) -> Any:
-    """The mask function that transformers calls before the layers: which of the new tokens are no padding; None: all of them.
-
-    Raises
-    ------
-    UnsupportedError
-        A mask that is more than causal or a window.
-    """
-    if use_vmap or not allow_is_causal_skip:
-        raise UnsupportedError(f"attention {NAME!r} masks what is not causal, outside the window, or padding; this model asks for more.")
-    if attention_mask is None:
-        return None
-    new = attention_mask[:, -q_length:]
-    return None if new.all() else new
-
-
-AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, new_tokens)
