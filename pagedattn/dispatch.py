@@ -50,19 +50,30 @@ class Launch(NamedTuple):
 
 @cache
 def spec_for(
-    op: str, dtype: str, kv_dtype: str, head_dim: int, arch: str, source: str, heads: int | None = None, splits: str | None = None
+    op: str,
+    dtype: str,
+    kv_dtype: str,
+    head_dim: int,
+    arch: str,
+    source: str,
+    heads: int | None = None,
+    splits: str | None = None,
+    adjusted: bool = False,
 ) -> KernelSpec:
     """The spec of an operation that target `source` ships, compiled for `arch`."""
     of = archs.parse(source)
     mma = of.mma if op in ("decode", "prefill", "varlen") else None
-    return KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits)
+    return KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits, adjusted=adjusted)
 
 
-def _spec(op: str, layout: BlockLayout, device: Target, heads: int | None = None, splits: str | None = None) -> KernelSpec:
+def _spec(
+    op: str, layout: BlockLayout, device: Target, heads: int | None = None, splits: str | None = None, adjusted: bool = False
+) -> KernelSpec:
     assert device.arch is not None
     assert device.source is not None
     assert layout.kv_dtype is not None
-    return spec_for(op, layout.dtype, layout.kv_dtype, layout.head_dim, device.arch.name, device.source.name, heads, splits)
+    arch, source = device.arch.name, device.source.name
+    return spec_for(op, layout.dtype, layout.kv_dtype, layout.head_dim, arch, source, heads, splits, adjusted)
 
 
 def select(problem: Problem, device: Target) -> list[Launch]:
@@ -181,6 +192,7 @@ def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch) -> l
     common = (layout.dtype, stored, layout.head_dim, arch.name, source.name)
     return [
         *(spec_for(op, *common) for op in ("append", "gather", "prefill")),
+        spec_for("prefill", *common, adjusted=True),
         *(spec_for("decode", *common, heads, splits) for splits in SPLITS),
         spec_for("merge", layout.dtype, layout.dtype, layout.head_dim, arch.name, source.name),
     ]
@@ -204,13 +216,13 @@ def plan_decode(device: Target, layout: BlockLayout, group_size: int, batch: Bat
 
 
 def plan_prefill(
-    device: Target, layout: BlockLayout, num_heads: int, batch: Batch, num_splits: int, op: str = "prefill"
+    device: Target, layout: BlockLayout, num_heads: int, batch: Batch, num_splits: int, op: str = "prefill", adjusted: bool = False
 ) -> tuple[KernelSpec, int, int, int]:
     """Prefill's spec, query tiles, heads packed in a tile, and in how many parts each tile's keys are read.
 
     Where the tiles would leave multiprocessors idle, several CTAs share the keys of each, unless `num_splits` is the caller's.
     """
-    spec = _spec(op, layout, device)
+    spec = _spec(op, layout, device, adjusted=adjusted)
     assert spec.cta_q is not None
     assert spec.cta_s is not None
     pack = head_pack(spec, num_heads // layout.num_kv_heads, batch.max_seqlen_q)
@@ -231,7 +243,9 @@ def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
 
 def _prefill(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
     op = "varlen" if problem.op == "varlen" else "prefill"
-    spec, tiles, pack, parts = plan_prefill(device, problem.layout, values["num_heads"], problem.batch, problem.num_splits, op)
+    spec, tiles, pack, parts = plan_prefill(
+        device, problem.layout, values["num_heads"], problem.batch, problem.num_splits, op, adjusted=values["adjust"]
+    )
     packed = params.pack(**values, head_packs=pack.bit_length() - 1, num_splits=parts)
     room = (tiles * parts * spec.piece_bytes, tiles) if parts > 1 else (0, 0)
     return Launch(spec, tiles * parts, packed, *room)

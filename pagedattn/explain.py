@@ -54,7 +54,8 @@ class Explanation:
 def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | None = None, **keywords: Any) -> Explanation:
     """The kernels, tiles, splits and grid that `paged_attention` would use for these arguments, and why.
 
-    Nothing is compiled or launched. With a `mask`, prefill takes every sequence; other keywords of `paged_attention` change no choice.
+    Nothing is compiled or launched. With a `mask`, prefill takes every sequence; with that, `softcap` or `alibi_slopes` it has kernels of
+    its own. Other keywords of `paged_attention` change no choice.
 
     Examples
     --------
@@ -79,6 +80,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
     splits = 0 if num_splits is None else checks.splits(num_splits, layout.quantised)
     steps = []
     masked = keywords.get("mask") is not None  # only prefill reads masks
+    adjusted = any(keywords.get(name) is not None for name in ("softcap", "alibi_slopes", "mask"))
     if batch.num_decode and not masked:
         spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, splits)  # type: ignore[arg-type]
         how = {True: "one list of key tiles, balanced over one wave of CTAs", False: f"every sequence cut by num_splits={num_splits!r}"}[
@@ -90,7 +92,8 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
             )
         )
     if batch.num_prefill or (masked and batch.num_decode):
-        spec, tiles, pack, parts = dispatch.plan_prefill(device, layout, q.shape[1], batch, splits)  # type: ignore[arg-type]
+        chosen = dispatch.plan_prefill(device, layout, q.shape[1], batch, splits, adjusted=adjusted)  # type: ignore[arg-type]
+        spec, tiles, pack, parts = chosen
         assert spec.cta_q is not None
         how = f"; {parts} CTAs share the keys of each" if parts > 1 else ""
         steps.append(Step(spec, tiles * parts, f"{counts}; prefill in {tiles} tiles of {spec.cta_q // pack} tokens x {pack} heads{how}"))

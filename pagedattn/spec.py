@@ -54,6 +54,9 @@ class KernelSpec(Footprint):
     splits : str, optional
         Decode: "flat" balances one list of tiles over the GPU, "cut" cuts every sequence alike.
 
+    adjusted : bool
+        Prefill, varlen: scores change before the softmax, by softcap, ALiBi or a mask.
+
     Raises
     ------
     ArgumentError, UnsupportedError
@@ -82,6 +85,7 @@ class KernelSpec(Footprint):
     min_ctas: int | None = None
     heads: int | None = None
     splits: str | None = None
+    adjusted: bool = False
 
     def __post_init__(self) -> None:
         if self.op not in OPS:
@@ -97,6 +101,9 @@ class KernelSpec(Footprint):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ArgumentError(f"`{name}` must be a positive integer or None; got {value!r}.")
+        if self.adjusted and self.op not in TILED:
+            raise ArgumentError(f"`adjusted` means nothing for op {self.op!r}; got {self.adjusted!r}. Leave it False.")
+        self._set(adjusted=bool(self.adjusted))
         if self.op == "decode":
             self._resolve_decode(target)
         elif self.op in TILED:
@@ -208,6 +215,8 @@ class KernelSpec(Footprint):
             parts += [f"h{self.heads}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", str(self.splits)]
         if self.op in TILED:
             parts += [f"q{self.cta_q}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", f"c{self.min_ctas}"]
+        if self.adjusted:
+            parts.append("adjusted")
         if self.family == "sm70" and self.mma:
             parts.append(self.mma)
         return "_".join([*parts, self.arch.replace("_", "")])
@@ -243,7 +252,7 @@ def shipped(
     Where `dtypes_` is None, targets below sm_80 get float16 only.
 
     >>> len(shipped(["sm_90"], ["float16"], [128]))
-    23
+    27
     """
     targets = [a.name for n, a in archs.ARCHS.items() if n >= archs.OLDEST] if archs_ is None else archs_
     types = None if dtypes_ is None else tuple(dtypes_)
@@ -267,7 +276,8 @@ def _types(target: str) -> tuple[str, ...]:
 
 def _variants(op: str, dtype: str, kv_dtype: str | None, head_dim: int, target: str) -> Iterator[KernelSpec]:
     if op != "decode":
-        yield KernelSpec(op=op, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, arch=target)
+        for adjusted in (False, True) if op in TILED else (False,):
+            yield KernelSpec(op=op, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, arch=target, adjusted=adjusted)
         return
     stored = dtypes.stored(kv_dtype, dtypes.activation(dtype)).name
     for heads in decode_heads(head_dim, stored, archs.parse(target).mma) or HEAD_PACKS:  # none: KernelSpec says why

@@ -28,13 +28,13 @@ def assert_matches_reference(
     Parameters
     ----------
     out, q : array (num_tokens, num_heads, head_dim)
-        What `paged_attention` gave, and its queries.
+        What `paged_attention` gave, and its queries; where rope, bias or logn change them, as they are after that.
     cache, batch, layer
         As in the call, after it.
     tolerance : float, optional
         Largest relative error of a sequence's rows in the Euclidean norm; None: 2e-3 for float16, 1.6e-2 for bfloat16.
     keywords
-        softmax_scale, causal, window_size, softcap, sinks, as in the call.
+        softmax_scale, causal, window_size, softcap, sinks, alibi_slopes, as in the call.
 
     Returns
     -------

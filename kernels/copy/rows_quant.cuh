@@ -24,9 +24,10 @@ struct QuantRows: TokenRows<Layout> {
     {
         using Part = RowPart<T, Config::kHeadDim>;
         __syncwarp();  // the last rows have been read
-        for (int i = lane; i < kWarpRows * Part::kParts; i += kWarpSize) {
-            const int row = i / Part::kParts;
-            if (first + row < QuantRows::count(p)) {
+#pragma unroll 1
+        for (int all = 0; all < kWarpRows * Part::kParts; all += kWarpSize) {  // a uniform loop: barriers' registers are few
+            const int i = all + lane, row = i / Part::kParts;
+            if (i < kWarpRows * Part::kParts && first + row < QuantRows::count(p)) {
                 const Part part(p, i % Part::kParts, first + row < p.num_kv_heads, b, token, position);
                 u32 word[2];
                 part.Apply(word, QuantRows::contiguous(p, token, first + row), QuantRows::bias(p, first + row));

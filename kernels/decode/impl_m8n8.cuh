@@ -3,12 +3,13 @@
 #pragma once
 
 #include "core/family_sm70.cuh"
+#include "decode/operands_m8n8.cuh"
+#include "decode/query_m8n8.cuh"
 #include "decode/softmax_m8n8.cuh"
 #include "decode/tile_m8n8.cuh"
 #include "iterator/iterator.cuh"
 #include "iterator/thread_map.cuh"
 #include "ptx/mma.cuh"
-#include "quant/codes.cuh"
 
 template<class T_, int kBits, int kHeadDim_, int kHeads_>
 struct QuadPairImpl {
@@ -24,6 +25,7 @@ struct QuadPairImpl {
 
     using Tile = QuadPairTile<kHeadDim, kBits>;
     using QueryTile = QuadPairTile<kHeadDim, 16>;
+    using Operands = QuadPairOperands<T, kBits, kHeadDim>;
     static constexpr int kParamBytes = kQuantised ? CTA_S * 2 * (int)sizeof(T) : 0;
     static constexpr int kSlotBytes = Tile::kBytes + 2 * kParamBytes;  // K or V, K's parameters, V's parameters
     static constexpr int kQueryBytes = kHeads * kHeadDim * (int)sizeof(T);
@@ -59,41 +61,15 @@ struct QuadPairImpl {
     using FragHead = typename Softmax::FragHead;
     struct FragP {};  // in shared memory
 
-    struct Query {
-        FragHead bias, sum;  // of a head's dims: minus what the magic numbers add to its scores, and plain
-    };
+    using Query = QuadPairQuery<T, kBits, kHeadDim, kHeadTiles>;
 
     // Dims of pair i of a lane's, `second` = 0 or 1.
     static DEVICE int dim_of(int i, int g, int t, int second) { return Tile::dim(i / 2, g % 4, i % 2) + t / 2 * 2 + second; }
 
-    // Q rows of `heads` heads; the others are zero. Lanes t = 0..3 bring a row.
     template<class Params>
     static DEVICE void LoadQ(Query& query, u32 smem_q, const T* q, int heads, const Params&, int g, int t)
     {
-        __syncwarp();  // the previous segment's readers are done
-#pragma unroll
-        for (int n = 0; n < kHeadTiles; ++n) {
-            const int head = 8 * n + g;
-            const uint4* const row = (const uint4*)(q + min(head, heads - 1) * kHeadDim);
-            float sum = 0.f, bias = 0.f;
-#pragma unroll
-            for (int c = 0; c < QueryTile::kRowChunks; c += 4) {
-                // neighbouring rows of whole lines take different halves of a line
-                const int chunk = (QueryTile::kRowChunks % 8 == 0 ? c ^ g % 2 * 4 : c) + t;
-                const uint4 w = head < heads ? row[chunk] : make_uint4(0, 0, 0, 0);
-                st_shared_v4(smem_q + QueryTile::Layout::offset(head * QueryTile::kRowChunks + chunk), {w.x, w.y, w.z, w.w});
-                if constexpr (kQuantised) {
-                    const float first = both(w.x) + both(w.z), second = both(w.y) + both(w.w);
-                    sum += first + second;
-                    bias -= Codes<T, kBits>::kBias[0] * first + Codes<T, kBits>::kBias[1] * second;
-                }
-            }
-            if constexpr (kQuantised) {
-                OfHeads(query.sum[n], sum, t);
-                OfHeads(query.bias[n], bias, t);
-            }
-        }
-        __syncwarp();
+        query.Load(smem_q, q, heads, g, t);
     }
 
     static DEVICE void ComputeQK(FragS& frag_s, const Query& query, u32 smem_q, u32 slot, int g, int t)
@@ -116,7 +92,7 @@ struct QuadPairImpl {
 #pragma unroll
             for (int j = 0; j < kShare; ++j) {
                 u32 a[2][2];  // two steps of four dims
-                Keys(a, frag_k, j);
+                Operands::Keys(a, frag_k, j);
 #pragma unroll
                 for (int n = 0; n < kHeadTiles; ++n) {
                     u32 q[4];
@@ -202,7 +178,7 @@ struct QuadPairImpl {
 #pragma unroll
                 for (int i = 0; i < Tile::kDimTiles; ++i) {
                     u32 b[2];
-                    Values(b, frag_v[i / Tile::kUnitTiles], i % Tile::kUnitTiles, g / 4);
+                    Operands::Values(b, frag_v[i / Tile::kUnitTiles], i % Tile::kUnitTiles, g / 4);
 #pragma unroll
                     for (int n = 0; n < kHeadTiles; ++n) {
                         mma_m8n8k4_row_row(state.frag_o[i][n][0], state.frag_o[i][n][1], frag_p[n][2 * e], frag_p[n][2 * e + 1], b[0],
@@ -216,51 +192,6 @@ struct QuadPairImpl {
     static DEVICE void Finish(State& state) { Softmax::Finish(state, threadIdx.x % kWarpSize); }
 
 private:
-    static DEVICE float both(u32 x) { return low_to_float<T>(x) + high_to_float<T>(x); }
-
-    // Lanes 4 g + t bring parts of head g's value; a lane gets those of heads 4 (e/2) + (t&2) + e%2.
-    static DEVICE void OfHeads(float (&d)[4], float x, int t)
-    {
-        x += __shfl_xor_sync(kFullWarp, x, 1);
-        x += __shfl_xor_sync(kFullWarp, x, 2);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-            d[e] = __shfl_sync(kFullWarp, x, 4 * (e / 2 * 4 + (t & 2) + e % 2));
-        }
-    }
-
-    // Two steps of A: the eight dims of a chunk of K that meet its chunk `j` of Q.
-    static DEVICE void Keys(u32 (&a)[2][2], const u32 (&k)[4], int j)
-    {
-        if constexpr (kBits == 16) {
-            a[0][0] = k[0], a[0][1] = k[1], a[1][0] = k[2], a[1][1] = k[3];
-        }
-        else {
-#pragma unroll
-            for (int s = 0; s < 2; ++s) {
-                Codes<T, kBits>::key_pairs(a[s], k[kBits == 8 ? 2 * j + s : j], kBits == 8 ? 0 : s);
-            }
-        }
-    }
-
-    // B of a dim tile: four dims of a unit, centred codes or elements.
-    static DEVICE void Values(u32 (&b)[2], const u32 (&v)[Tile::kUnitWords], int tile, int half)
-    {
-        if constexpr (kBits == 16) {
-            b[0] = v[2 * tile], b[1] = v[2 * tile + 1];
-        }
-        else {
-            using Code = Codes<T, kBits>;
-            u32 pairs[2];
-            Code::key_pairs(pairs, v[kBits == 8 || Tile::kHalfWords ? tile : tile / 2],
-                            Tile::kHalfWords ? half
-                            : kBits == 8     ? 0
-                                             : tile % 2);
-            b[0] = add_rn_x2<T>(pairs[0], Code::kCentre[0]);
-            b[1] = add_rn_x2<T>(pairs[1], Code::kCentre[1]);
-        }
-    }
-
     // s = (code score * scale + zero * sum(q)) * factor - m, without m unless `relative`
     static DEVICE void Scale(FragS& frag_s, const State& state, const Query& query, const u32 (&param)[2], float factor, bool relative)
     {

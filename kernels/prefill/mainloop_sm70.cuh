@@ -90,7 +90,7 @@ private:
             source.LoadK();
         }
         if (some) {
-            if (p.adjust) {
+            if constexpr (Impl::kAdjusted) {
                 adjust_scores<Impl>(frag_s, p, query, place.warp_row, tile * CTA_S, lane);
             }
             if (masked) {

@@ -53,8 +53,8 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
             if (!p.causal || key0 <= last) {                                                   // else no row of this warp keeps a key
                 typename Impl::FragS frag_s;
                 Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{slot, lane});
-                if (p.adjust) {
-                    adjust_scores<Impl>(frag_s, p, query, opaque(warp_row), opaque(key0), opaque(lane));
+                if constexpr (Impl::kAdjusted) {
+                    adjust_scores<Impl>(frag_s, p, query, warp_row, key0, lane);
                 }
                 const int keys = p.causal ? position + 1 : query.klen;  // that the warp's first row keeps, but for the window
                 if (key0 + CTA_S > keys || (p.window_size && key0 <= last - p.window_size)) {

@@ -49,6 +49,11 @@ def test_case(case: Case, device: str) -> None:
     compare(world, where.to_host(found), where.to_host(lse))
 
 
+@pytest.mark.parametrize("target", ["sm_70", "sm_75"])
+def test_the_other_family(target: str) -> None:
+    test_case(next(case for case in CASES if case.id == "d64"), f"interpreter:{target}")
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_rope_turns_keys_too(device: str) -> None:
     rng, where = np.random.default_rng(0), pa.devices.get(device)

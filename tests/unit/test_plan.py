@@ -92,6 +92,22 @@ def test_a_planned_call_selects_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         pa.paged_attention(q, cache, batch, out=out, causal=False)
 
 
+def test_calls_with_a_rope_are_planned_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layer after layer: the queries turn in append's launch, beside the new rows, and wait where the batch keeps them."""
+    gpu = FakeGpu()
+    cache, batch, q, out = cache_on(gpu), batch_on(gpu), rows(gpu, 3), rows(gpu, 3)
+    k, v, rope = rows(gpu, 3, KV_HEADS), rows(gpu, 3, KV_HEADS), pa.Rope(dim=32)
+    pa.paged_attention(q, cache, batch, k=k, v=v, out=out, rope=rope)
+    monkeypatch.setattr(dispatch, "select", None)
+    pa.paged_attention(q, cache, batch, k=k, v=v, out=out, rope=pa.Rope(dim=32), layer=1)
+    assert [x.name.split("_")[0] for x in gpu.launches] == ["append", "decode"] * 2
+    append, decode = gpu.launches[2:]
+    assert append.params["q"] == q.data.ptr
+    assert append.params["out"] == decode.params["q"] == gpu.launches[0].params["out"] != q.data.ptr
+    with pytest.raises(TypeError):  # another rope is another kind of call
+        pa.paged_attention(q, cache, batch, k=k, v=v, out=out, rope=pa.Rope())
+
+
 def test_results_are_allocated_like_the_first() -> None:
     gpu = FakeGpu()
     cache, batch, q = cache_on(gpu), batch_on(gpu), rows(gpu, 3)
