@@ -50,7 +50,7 @@ def append(
     rope : Rope, or what its `at` returns, optional
         Turns keys, after their bias, before they are quantised.
     stream : optional
-        The CUDA stream; None: the current one.
+        The CUDA stream: of CuPy or PyTorch, or its address. None: the current one, for tensors PyTorch's.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def paged_attention(
         Memory for what CTAs share, zeroed once before its first call. Calls that use it must follow each other, as on one stream; they may
         be of any shapes. None: the device keeps one for each stream. With `out`, and `lse` if it is wanted, the call allocates nothing.
     stream : optional
-        The CUDA stream; None: the current one. The arrays must be ready there.
+        The CUDA stream, on which the arrays must be ready: of CuPy or PyTorch, or its address. None: the current one, for tensors PyTorch's.
 
     Returns
     -------
