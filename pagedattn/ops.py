@@ -198,7 +198,7 @@ def paged_attention(
         Memory for what CTAs share, zeroed once before its first call. Calls that use it must follow each other, as on one stream; they may
         be of any shapes. None: the device keeps one for each stream. With `out`, and `lse` if it is wanted, the call allocates nothing.
     stream : optional
-        The CUDA stream, on which the arrays must be ready: of CuPy or PyTorch, or its address. None: the current one, for tensors PyTorch's.
+        The CUDA stream, where the arrays are ready: of CuPy or PyTorch, or its address. None: the current one, for tensors PyTorch's.
 
     Returns
     -------
