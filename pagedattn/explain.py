@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +47,9 @@ class Explanation:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        from html import escape  # here and not above: `import pagedattn` stays quick
+
+        return f"<pre>{escape(str(self))}</pre>"
 
 
 def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | None = None, **keywords: Any) -> Explanation:

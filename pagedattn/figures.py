@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,7 +35,9 @@ def table(cache: KVCache) -> str:
     """The figures of a cache as HTML, with a bar of the blocks that are used."""
     share = 100 * (cache.num_blocks - cache.num_free_blocks) / cache.num_blocks
     bar = f"<div style='width:16em;background:#ddd'><div style='width:{share:.1f}%;background:#59a14f;height:.6em'></div></div>"
-    rows = "".join(f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in of(cache).items())
+    from html import escape  # here and not above: `import pagedattn` stays quick
+
+    rows = "".join(f"<tr><th style='text-align:left'>{name}</th><td>{escape(text)}</td></tr>" for name, text in of(cache).items())
     return f"<b>KVCache</b>{bar}<table>{rows}</table>"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -137,5 +136,7 @@ class Kernel:
             "code": f"{len(self.cubin)} bytes, {self.source.count(chr(10))} lines of CUDA, {self.ptx.count(chr(10))} of PTX",
             "compiled in": f"{self.seconds:.2f} s ({self.origin})",
         }
-        body = "".join(f"<tr><th style='text-align:left'>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items())
-        return f"<table><caption><code>{html.escape(self.name)}</code></caption>{body}</table>"
+        from html import escape  # here and not above: `import pagedattn` stays quick
+
+        body = "".join(f"<tr><th style='text-align:left'>{escape(k)}</th><td>{escape(str(v))}</td></tr>" for k, v in rows.items())
+        return f"<table><caption><code>{escape(self.name)}</code></caption>{body}</table>"

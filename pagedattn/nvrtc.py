@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -206,6 +205,8 @@ def _excerpt(text: str, line: int) -> str:
 
 def _keep(source: str, name: str) -> str:
     """Write a source that failed where it can be looked at: under the store, else in a temporary folder; tells where."""
+    import tempfile  # here and not above: `import pagedattn` stays quick
+
     for place in ("store", "temporary"):
         try:
             folder = env.home() / "failed" if place == "store" else Path(tempfile.mkdtemp(prefix="pagedattn-"))

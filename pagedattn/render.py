@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import traceback
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -120,6 +119,8 @@ def _explained(error: Exception, spec: KernelSpec, context: dict[str, Any]) -> R
 
 def _place(error: Exception, root: Path) -> tuple[str, int] | None:
     """The innermost template line of an error's traceback, which Jinja2 has rewritten to name templates."""
+    import traceback  # here and not above: `import pagedattn` stays quick
+
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.lineno and Path(frame.filename).is_relative_to(root):
             return Path(frame.filename).relative_to(root).as_posix(), frame.lineno

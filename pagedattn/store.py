@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
-import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -73,7 +71,7 @@ class Store:
 
     def install(self, address: str, files: Mapping[str, bytes]) -> bool:
         """Put the files of an entry at its address, whole or not at all; as `put` otherwise."""
-        temporary = self.path / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        temporary = self.path / f"{_TEMPORARY}{os.urandom(16).hex()}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._sweep()
@@ -83,7 +81,7 @@ class Store:
                     (temporary / name).write_bytes(content)
                 self._move(temporary, self.path / address)
             finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+                _remove(temporary)
         except OSError as error:
             self._warn(error)
             return False
@@ -91,7 +89,7 @@ class Store:
 
     def why_unwritable(self) -> str:
         """Why nothing can be stored here; empty if something can. Tries it."""
-        probe = self.path / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        probe = self.path / f"{_TEMPORARY}{os.urandom(16).hex()}"
         try:
             probe.mkdir(parents=True)
             probe.rmdir()
@@ -132,7 +130,7 @@ class Store:
                     self._discard(path)
                     count += 1
                 elif path.name.startswith(_TEMPORARY) or path.name in ("failed", "parsed"):
-                    shutil.rmtree(path)
+                    _remove(path, True)
         except OSError as error:
             raise UnsupportedError(f"the store at {self.path} must be writable to be cleared; got {error}. Remove it by hand.") from error
         return count
@@ -169,13 +167,13 @@ class Store:
 
     def _discard(self, path: Path) -> None:
         """Remove an entry so that no reader sees half of it."""
-        away = self.path / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        away = self.path / f"{_TEMPORARY}{os.urandom(16).hex()}"
         try:
             path.rename(away)
         except FileNotFoundError:  # another process was faster
             return
         if away.is_dir():
-            shutil.rmtree(away)
+            _remove(away, True)
         else:
             away.unlink()
 
@@ -184,7 +182,7 @@ class Store:
         for path in _children(self.path):
             try:
                 if path.name.startswith(_TEMPORARY) and time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                    shutil.rmtree(path, ignore_errors=True)
+                    _remove(path)
             except OSError:
                 continue
 
@@ -197,6 +195,13 @@ class Store:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def _remove(folder: Path, surely: bool = False) -> None:
+    """Remove a folder with all that is in it; `surely`: or raise OSError."""
+    import shutil  # here and not above: `import pagedattn` stays quick
+
+    shutil.rmtree(folder, ignore_errors=not surely)
 
 
 def _children(root: Path) -> list[Path]:
