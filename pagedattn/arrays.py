@@ -23,7 +23,7 @@ _DLPACK_CUDA, _DLPACK_MANAGED = 2, 13
 _DLPACK_HOST = (1, 3, _DLPACK_MANAGED)
 
 
-def adopt(x: Any, device: Device, argument: str) -> Any:
+def adopt(x: Any, device: Device, argument: str, *, stream: Any = None, written: bool = False) -> Any:
     """`x` as an array of `device`, sharing its memory.
 
     Parameters
@@ -34,11 +34,15 @@ def adopt(x: Any, device: Device, argument: str) -> Any:
         Where it must be.
     argument : str
         What the caller calls it; the text of an error names it.
+    stream : optional
+        Where it is ready; None: on its library's current stream, which the current one then waits for.
+    written : bool
+        Results go there.
 
     Raises
     ------
     ArgumentError
-        It is no array, lies elsewhere, would need a gradient, or has a dtype that the device's arrays lack.
+        It is no array, lies elsewhere, would need a gradient, has a dtype that the device's arrays lack, or may not be written.
 
     Examples
     --------
@@ -50,8 +54,10 @@ def adopt(x: Any, device: Device, argument: str) -> Any:
     kind = type(x)
     if kind is device.array_type and (kind is np.ndarray or x.data.device_id == device.index):
         return x
-    if (torch := _torch_of(x)) is not None and kind.__module__ == "torch" and (borrowed := _borrowed(x, torch, device)) is not None:
-        return borrowed
+    if (torch := _torch_of(x)) is not None and kind.__module__ == "torch" and (found := _borrowed(x, torch, device, stream)) is not None:
+        return found
+    if written and _is_jax(x):
+        raise ArgumentError(f"`{argument}` must be writable; got {_kind(x)}, and JAX's arrays never change. Leave it None.")
     where = place(x)
     if where is None:
         raise ArgumentError(
@@ -87,13 +93,36 @@ def give_back(result: Any, like: Any) -> Any:
             return torch.from_dlpack(result.view(np.int16)).view(torch.bfloat16)
         return torch.from_dlpack(result)
     root = type(like).__module__.partition(".")[0]
-    if root in ("jax", "jaxlib"):
+    if _is_jax(like):
         jax = sys.modules["jax"]
-        if result.dtype.name == "bfloat16":
-            return jax.dlpack.from_dlpack(result.view(np.uint16)).view(jax.numpy.bfloat16)
+        if isinstance(result, np.ndarray):  # NumPy's DLPack has no bfloat16
+            return jax.device_put(result, next(iter(like.devices())), may_alias=True)
         return jax.dlpack.from_dlpack(result)
     take = getattr(sys.modules.get(root), "from_dlpack", None)
     return take(result) if callable(take) else result
+
+
+def stream_of(x: Any, device: Device) -> int | None:
+    """PyTorch's current stream where `x` is a tensor on a GPU and the device's own current stream is another: there the call must run.
+
+    >>> from pagedattn import devices
+    >>> stream_of(np.zeros(3), devices.get("cpu"))
+    """
+    if type(x) is device.array_type or device.array_type is np.ndarray or (torch := _torch_of(x)) is None or not x.is_cuda:
+        return None
+    address = int(torch.cuda.current_stream(x.device).cuda_stream)
+    return None if address == device.current_stream() else address
+
+
+def room_like(x: Any, shape: Any, dtype: str | None = None) -> Any:
+    """For a tensor on a GPU, memory of PyTorch's own for a result: it follows PyTorch's streams and graphs. None for other kinds.
+
+    >>> room_like(np.zeros(3), (3,))
+    """
+    torch = _torch_of(x)
+    if torch is None or not x.is_cuda:
+        return None
+    return torch.empty(tuple(shape), dtype=x.dtype if dtype is None else getattr(torch, dtype), device=x.device)
 
 
 def place(x: Any) -> str | None:
@@ -145,13 +174,13 @@ def _from_torch(x: Any, torch: Any, device: Device, argument: str) -> Any:
     return array if bits is x else array.view(BFLOAT16.numpy)
 
 
-def _borrowed(x: Any, torch: Any, device: Device) -> Any:
+def _borrowed(x: Any, torch: Any, device: Device, stream: Any) -> Any:
     """A tensor on `device` by its address, for a third of what DLPack costs. None: DLPack must look at it."""
     if device.array_type is np.ndarray or x.get_device() != device.index or x.requires_grad or not x.numel():
         return None
     dtype = _numpy_of(x.dtype)
     # where the libraries' current streams differ, DLPack makes one wait for the other
-    if dtype is None or torch.cuda.current_stream(x.device).cuda_stream != device.current_stream():
+    if dtype is None or (stream is None and torch.cuda.current_stream(x.device).cuda_stream != device.current_stream()):
         return None
     return device.borrow(x.data_ptr(), tuple(x.shape), tuple([dtype.itemsize * n for n in x.stride()]), dtype, x)
 
@@ -168,6 +197,10 @@ def _torch_of(x: Any) -> Any:
     torch = sys.modules.get("torch")
     tensor = getattr(torch, "Tensor", None)
     return torch if tensor is not None and isinstance(x, tensor) else None
+
+
+def _is_jax(x: Any) -> bool:
+    return type(x).__module__.partition(".")[0] in ("jax", "jaxlib")
 
 
 def _kind(x: Any) -> str:

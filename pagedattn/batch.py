@@ -131,7 +131,8 @@ class Batch:
                 self._wide = np.array(host)
         self._frozen = not borrowed
         if finished is not None:
-            self.finished = _flags(finished, len(lengths_q), target)
+            with target.meeting():
+                self.finished = _flags(finished, len(lengths_q), target)
 
     @classmethod
     def from_block_ptrs(
@@ -210,7 +211,8 @@ class Batch:
                 raise ArgumentError(f"`{name}` must sum to less than 2**31 tokens; got {total}. Make several batches.")
             np.cumsum(lengths, out=row[1:])
             totals.append(total)
-        self._buffer = buffer = device.asarray(host)
+        with device.meeting():
+            self._buffer = buffer = device.asarray(host)
         if isinstance(buffer, np.ndarray):
             buffer = buffer.view()
             buffer.flags.writeable = False
@@ -269,10 +271,11 @@ class Batch:
             if getattr(other, name) > getattr(self, name):
                 raise ArgumentError(f"`other.{name}` must be at most {getattr(self, name)}, this batch's room; got {getattr(other, name)}.")
         cells = self.batch_size * self.max_blocks
-        self._buffer[:cells].reshape(self.batch_size, self.max_blocks)[:, : other.max_blocks] = other.block_table
-        self._buffer[cells + self.batch_size + 1 :] = other.cu_seqlens_k
-        if self.finished is not None:
-            self.finished[...] = False if other.finished is None else other.finished
+        with self.device.meeting():
+            self._buffer[:cells].reshape(self.batch_size, self.max_blocks)[:, : other.max_blocks] = other.block_table
+            self._buffer[cells + self.batch_size + 1 :] = other.cu_seqlens_k
+            if self.finished is not None:
+                self.finished[...] = False if other.finished is None else other.finished
         self.seqlens_k, self.total_k = other.seqlens_k, other.total_k
         self._checked, self._wide = other._checked, other._wide
 

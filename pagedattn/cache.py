@@ -87,7 +87,8 @@ class KVCache:
         if self.device.arch is not None and self.device.source is not None:  # refuses what no kernel stores
             KernelSpec("append", self.layout.dtype, self.layout.kv_dtype, head_dim, self.device.arch.name, self.device.source.family)
         shape = (int(num_blocks), self.layout.block_bytes)
-        self.pool = self.device.empty(shape, np.uint8) if pool is None else pools.adopted(pool, self.device, shape)
+        with self.device.meeting():
+            self.pool = self.device.empty(shape, np.uint8) if pool is None else pools.adopted(pool, self.device, shape)
         self._allocator = BlockAllocator(shape[0])
         self._sequences = SequenceTable()
         self._checked = (self.layout.block_len, shape[0])

@@ -59,6 +59,18 @@ def output(out: Any, cache: KVCache, shape: tuple[int, ...]) -> None:
     _require_writable(out, "out")
 
 
+def gathered(given: Any, cache: KVCache, name: str, shape: tuple[int, ...], stream: Any = None) -> Any:
+    """A place for what is gathered: the kernels write it without gaps."""
+    found = adopt(given, cache.device, name, stream=stream, written=True)
+    dtype = dtypes.of(cache.layout.dtype).numpy
+    if tuple(found.shape) != shape or found.dtype != dtype or not found.flags.c_contiguous:
+        raise ArgumentError(f"`{name}` must be {dtype.name} {shape}, contiguous; got {found.dtype} {tuple(found.shape)}.")
+    if cache.device.arch is not None and cache.device.address(found) % ROW_ALIGNMENT:
+        raise ArgumentError(f"`{name}` must begin at a multiple of {ROW_ALIGNMENT} bytes; got {cache.device.address(found):#x}.")
+    _require_writable(found, name)
+    return found
+
+
 def _require_writable(x: Any, name: str) -> None:
     if isinstance(x, np.ndarray) and not x.flags.writeable:
         raise ArgumentError(f"`{name}` must be writable; got a read-only array.")
@@ -93,8 +105,8 @@ def rows(rows: Any, cache: KVCache, name: str, shape: tuple[int | None, ...]) ->
         )
 
 
-def sinks(given: Any, cache: KVCache, num_heads: int) -> Any:
-    found = adopt(given, cache.device, "sinks")
+def sinks(given: Any, cache: KVCache, num_heads: int, stream: Any = None) -> Any:
+    found = adopt(given, cache.device, "sinks", stream=stream)
     if found.shape != (num_heads,) or found.dtype != np.float32:
         raise ArgumentError(
             f"`sinks` must be float32 of shape ({num_heads},), one logit per query head; got {found.dtype} {tuple(found.shape)}."
@@ -102,18 +114,18 @@ def sinks(given: Any, cache: KVCache, num_heads: int) -> Any:
     return cache.device.asarray(found)
 
 
-def lse(given: Any, cache: KVCache, shape: tuple[int, ...]) -> Any:
+def lse(given: Any, cache: KVCache, shape: tuple[int, ...], stream: Any = None) -> Any:
     """A place for the log-sum-exp."""
-    found = adopt(given, cache.device, "lse")
+    found = adopt(given, cache.device, "lse", stream=stream, written=True)
     if found.shape != shape or found.dtype != np.float32 or not found.flags.c_contiguous:
         raise ArgumentError(f"`lse` must be float32 {tuple(shape)}, contiguous; got {found.dtype} {tuple(found.shape)}.")
     _require_writable(found, "lse")
     return found
 
 
-def workspace(given: Any, cache: KVCache) -> Any:
+def workspace(given: Any, cache: KVCache, stream: Any = None) -> Any:
     """Memory for a call; how much is enough depends on its launches."""
-    found = adopt(given, cache.device, "workspace")
+    found = adopt(given, cache.device, "workspace", stream=stream, written=True)
     if found.dtype != np.uint8 or found.ndim != 1 or not found.flags.c_contiguous:
         raise ArgumentError(f"`workspace` must be uint8 of one dimension, contiguous; got {found.dtype} {tuple(found.shape)}.")
     if cache.device.arch is not None and cache.device.address(found) % ROW_ALIGNMENT:

@@ -106,7 +106,7 @@ def _positions(x: Any, axes: int, cache: KVCache, batch: Batch) -> Any:
 
 
 def _lengths(x: Any, batch: Batch) -> Array:
-    found = batch.device.to_host(x) if place(x) not in (None, "cpu") else _integers(x, "seqlens", batch)
+    found = batch.device.to_host(adopt(x, batch.device, "seqlens")) if place(x) not in (None, "cpu") else _integers(x, "seqlens", batch)
     if found.shape != (batch.batch_size,) or found.dtype.kind not in "iu":
         raise ArgumentError(f"`seqlens` must be integers of shape ({batch.batch_size},), one a sequence; got {found.dtype} {found.shape}.")
     return found.astype(np.int64)

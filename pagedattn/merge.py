@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pagedattn import devices, dtypes
-from pagedattn.arrays import adopt, give_back, place
+from pagedattn.arrays import adopt, give_back, place, stream_of
 from pagedattn.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from pagedattn.devices.base import Device
 
 
 def merge(outs: Sequence[Any], lses: Sequence[Any]) -> tuple[Any, Any]:
@@ -49,6 +52,11 @@ def merge(outs: Sequence[Any], lses: Sequence[Any]) -> tuple[Any, Any]:
     if where is None:
         raise ArgumentError(f"`outs` must hold arrays; got {type(outs[0]).__name__}.")
     device = devices.get("cpu" if where == "managed" else where)
+    with device.using(stream_of(outs[0], device)):
+        return _merged(outs, lses, device)
+
+
+def _merged(outs: Sequence[Any], lses: Sequence[Any], device: Device) -> tuple[Any, Any]:
     parts = [adopt(x, device, f"outs[{i}]") for i, x in enumerate(outs)]
     weights = [adopt(x, device, f"lses[{i}]") for i, x in enumerate(lses)]
     first = parts[0]

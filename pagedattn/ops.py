@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pagedattn import checks, dtypes
-from pagedattn.arrays import adopt, give_back
+from pagedattn.arrays import adopt, give_back, room_like, stream_of
 from pagedattn.errors import ArgumentError
 from pagedattn.extras import resolve
 from pagedattn.problem import Extras, Problem
@@ -49,7 +50,7 @@ def append(
     rope : Rope, or what its `at` returns, optional
         Turns keys, after their bias, before they are quantised.
     stream : optional
-        The CUDA stream; None: the current one.
+        The CUDA stream: of CuPy or PyTorch, or its address. None: the current one, for tensors PyTorch's.
 
     Raises
     ------
@@ -71,6 +72,8 @@ def append(
     if cp is not None:
         checks.refuse(cp=cp)
     layer = checks.layer_of(cache, batch, layer)
+    if stream is None:
+        stream = stream_of(k, cache.device)
     extras = None
     if not (k_bias is v_bias is rope is batch.finished is None):
         with cache.device.using(stream):
@@ -85,7 +88,7 @@ def _append(
     layout, device = cache.layout, cache.device
     given: Any = None
     if k is not None:
-        k, v = adopt(k, device, "k"), adopt(v, device, "v")
+        k, v = adopt(k, device, "k", stream=stream), adopt(v, device, "v", stream=stream)
         given = k.shape, k.strides, k.dtype, v.shape, v.strides, v.dtype
     queries = None if q is None else (q.shape, q.strides)
     asked = None if extras is None else extras.packed("append", device.address) if device.arch else b""
@@ -195,7 +198,7 @@ def paged_attention(
         Memory for what CTAs share, zeroed once before its first call. Calls that use it must follow each other, as on one stream; they may
         be of any shapes. None: the device keeps one for each stream. With `out`, and `lse` if it is wanted, the call allocates nothing.
     stream : optional
-        The CUDA stream; None: the current one. The arrays must be ready there.
+        The CUDA stream, where the arrays are ready: of CuPy or PyTorch, or its address. None: the current one, for tensors PyTorch's.
 
     Returns
     -------
@@ -235,11 +238,16 @@ def paged_attention(
     cap = 0.0 if softcap is None else checks.positive(softcap, "softcap")
     splits = 0 if num_splits is None else checks.splits(num_splits, layout.quantised)
     causal = bool(causal)
-    rows = adopt(q, device, "q")
+    if stream is None:
+        stream = stream_of(q, device)
+    rows = adopt(q, device, "q", stream=stream)
+    if rows is not q and batch.finished is None:
+        out = room_like(q, rows.shape) if out is None else out
+        lse = room_like(q, rows.shape[:2], "float32") if lse is None and return_lse else lse
     if out is None:
         target, like = None, None
     else:
-        target = adopt(out, device, "out")
+        target = adopt(out, device, "out", stream=stream, written=True)
         like = (target.shape, target.strides, target.dtype)
     extras, asked, seen = None, None, rows
     if not (rope is q_bias is k_bias is v_bias is logn_max_position is alibi_slopes is mask is batch.finished is None):
@@ -274,9 +282,9 @@ def paged_attention(
         if target is not None:
             checks.output(target, cache, rows.shape)
     if sinks is not None:
-        sinks = checks.sinks(sinks, cache, rows.shape[1])
+        sinks = checks.sinks(sinks, cache, rows.shape[1], stream)
     if lse is not None:
-        room = checks.lse(lse, cache, rows.shape[:2])
+        room = checks.lse(lse, cache, rows.shape[:2], stream)
     if (k is None) != (v is None):
         raise ArgumentError(f"`k` and `v` must come together; got only `{'v' if k is None else 'k'}`.")
     if target is None:
@@ -284,7 +292,7 @@ def paged_attention(
     if lse is None:
         room = _made(rows.shape[:2], np.float32, -np.inf, cache, batch, stream) if return_lse else None
     if workspace is not None:
-        workspace = checks.workspace(workspace, cache)
+        workspace = checks.workspace(workspace, cache, stream)
     if plan is None:
         problem = Problem(
             "attention",
@@ -332,13 +340,29 @@ def _made(shape: tuple[int, ...], dtype: Any, skipped: float, cache: KVCache, ba
     return made
 
 
-def gather(cache: KVCache, batch: Batch, *, layer: int = 0, stream: Any = None) -> tuple[Any, Any]:
+def gather(cache: KVCache, batch: Batch, *, layer: int = 0, out: Any = None, stream: Any = None) -> tuple[Any, Any]:
     """The batch's keys and values out of the cache.
+
+    Parameters
+    ----------
+    cache : KVCache
+    batch : Batch
+    layer : int
+        The cache's layer.
+    out : pair of arrays (sum of seqlens_k, num_kv_heads, head_dim), of the cache's dtype, contiguous, optional
+        Where k and v go; it is returned.
+    stream : optional
+        The CUDA stream; None: the current one, with `out` that of its library.
 
     Returns
     -------
     k, v : array (sum of seqlens_k, num_kv_heads, head_dim), of the cache's dtype
         One sequence after the other, on the cache's device.
+
+    Raises
+    ------
+    ArgumentError
+        A layer, batch or `out` that does not fit; nothing was written.
 
     Examples
     --------
@@ -352,7 +376,15 @@ def gather(cache: KVCache, batch: Batch, *, layer: int = 0, stream: Any = None) 
     checks.batch_of(cache, batch)
     layout, device = cache.layout, cache.device
     shape, dtype = (batch.total_k, layout.num_kv_heads, layout.head_dim), dtypes.of(layout.dtype).numpy
-    k, v = (_made(shape, dtype, 0, cache, batch, stream) for _ in "kv")
+    if out is None:
+        k, v = (_made(shape, dtype, 0, cache, batch, stream) for _ in "kv")
+    else:
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise ArgumentError(f"`out` must be a pair of arrays, for k and v; got {type(out).__name__}.")
+        if stream is None:
+            stream = stream_of(out[0], device)
+        k, v = (checks.gathered(x, cache, f"out[{i}]", shape, stream) for i, x in enumerate(out))
     extras = None if batch.finished is None else resolve(cache, batch)
-    device.run(Problem("gather", layout, batch.pool_of(cache), layer, batch, k=k, v=v, extras=extras, stream=stream))
-    return k, v
+    with nullcontext() if stream is not None else device.meeting():
+        device.run(Problem("gather", layout, batch.pool_of(cache), layer, batch, k=k, v=v, extras=extras, stream=stream))
+    return (k, v) if out is None else tuple(out)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def adopted(pool: Any, device: Device, shape: tuple[int, int]) -> Any:
     """The caller's pool, checked."""
-    found = adopt(pool, device, "pool")
+    found = adopt(pool, device, "pool", written=True)
     if found.dtype != np.uint8 or tuple(found.shape) != shape:
         raise ArgumentError(f"`pool` must be uint8 {shape}, (num_blocks, layout.block_bytes); got {found.dtype} {tuple(found.shape)}.")
     if not found.flags.c_contiguous:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pagedattn import checks, devices, dtypes
-from pagedattn.arrays import adopt, give_back, place
+from pagedattn.arrays import adopt, give_back, place, room_like, stream_of
 from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, UnsupportedError
@@ -99,9 +99,12 @@ def varlen_attention(
         checks.refuse(cp=cp)
     where = place(q)
     target = devices.get(device if device is not None else "cpu" if where == "managed" else where)
-    rows, keys, values = adopt(q, target, "q"), adopt(k, target, "k"), adopt(v, target, "v")
+    if stream is None:
+        stream = stream_of(q, target)
+    rows, keys, values = (adopt(x, target, name, stream=stream) for name, x in (("q", q), ("k", k), ("v", v)))
     space: Any = _Space(target, _layout(keys))
-    batch = _batch(cu_seqlens_q, cu_seqlens_k, target)
+    with target.using(stream):
+        batch = _batch(cu_seqlens_q, cu_seqlens_k, target)
     checks.queries(rows, space, batch)
     for name, x in (("k", keys), ("v", values)):
         checks.rows(x, space, name, (batch.total_k, space.layout.num_kv_heads, space.layout.head_dim))
@@ -133,13 +136,16 @@ def varlen_attention(
     splits = 0 if num_splits is None else checks.splits(num_splits)
     with target.using(stream):
         extras = resolve(space, batch, rows.shape[1], **options, softmax_scale=scale)
-    found = target.empty(rows.shape, rows.dtype, stream) if out is None else adopt(out, target, "out")
+    if rows is not q:
+        out = room_like(q, rows.shape) if out is None else out
+        lse = room_like(q, rows.shape[:2], "float32") if lse is None and return_lse else lse
+    found = target.empty(rows.shape, rows.dtype, stream) if out is None else adopt(out, target, "out", stream=stream, written=True)
     checks.output(found, space, rows.shape)
     if sinks is not None:
-        sinks = checks.sinks(sinks, space, rows.shape[1])
+        sinks = checks.sinks(sinks, space, rows.shape[1], stream)
     room = target.empty(rows.shape[:2], np.float32, stream) if lse is None and return_lse else None
     if lse is not None:
-        room = checks.lse(lse, space, rows.shape[:2])
+        room = checks.lse(lse, space, rows.shape[:2], stream)
     problem = Problem(
         "varlen",
         space.layout,
@@ -158,7 +164,7 @@ def varlen_attention(
         softcap=cap,
         num_splits=splits,
         extras=extras,
-        workspace=None if workspace is None else checks.workspace(workspace, space),
+        workspace=None if workspace is None else checks.workspace(workspace, space, stream),
         stream=stream,
     )
     plan = target.prepare(problem)

@@ -70,6 +70,10 @@ class Device(ABC):
         """What is made in its body is made for work on `stream`; None: the current one."""
         return nullcontext()
 
+    def meeting(self) -> AbstractContextManager[Any]:
+        """Its body comes after the work, and before the later work, of the current streams of all frameworks that are in use."""
+        return nullcontext()
+
     def address(self, x: Any) -> int:
         """The address of an array's first element, as kernels see it."""
         raise NotImplementedError(f"{self.name} runs no kernels.")

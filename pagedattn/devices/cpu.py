@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +25,7 @@ Array = np.ndarray[Any, Any]
 _QUERY_ROWS = 512
 _SCORES = 1 << 21
 _ELEMENTS = 1 << 19
+_ALIGNMENT = 64  # bytes: where JAX shares memory without a copy
 
 
 def host_memory(address: int, num_bytes: int) -> Array:
@@ -46,7 +48,12 @@ class CpuDevice(Device):
         self.array_type = np.ndarray
 
     def empty(self, shape: Sequence[int], dtype: Any, stream: Any = None) -> Array:
-        return np.empty(shape, dtype)
+        kind = np.dtype(dtype)
+        size = math.prod(shape) * kind.itemsize
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % _ALIGNMENT
+        aligned: Array = memory[start : start + size].view(kind).reshape(shape)
+        return aligned
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Array:
         return np.zeros(shape, dtype)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,7 @@ from pagedattn import arch as archs
 from pagedattn import dispatch, env
 from pagedattn.build import build
 from pagedattn.devices.base import Device
-from pagedattn.devices.streams import Foreign, stream_address
+from pagedattn.devices.streams import Foreign, of_torch, stream_address
 from pagedattn.errors import ArgumentError, DeviceFault, UnsupportedError
 from pagedattn.params import STRUCT_BYTES, fill
 from pagedattn.plan import Plan, Step
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pagedattn.spec import KernelSpec
 
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CUfunction_attribute
+_EVENT_DISABLE_TIMING = 2  # cudaEventDisableTiming
+_DEVICE_TO_DEVICE = 3  # cudaMemcpyDeviceToDevice
 _PER_THREAD_STREAM = 2  # cudaStreamPerThread: one name, a stream for each thread
 
 
@@ -157,6 +159,30 @@ class CudaDevice(Device):
     def using(self, stream: Any) -> AbstractContextManager[Any]:
         return nullcontext() if stream is None else self._on(stream_address(stream))
 
+    def meeting(self) -> AbstractContextManager[Any]:
+        ours, theirs = self.current_stream(), of_torch(self.index)
+        return nullcontext() if theirs is None or theirs == ours else self._met(ours, theirs)
+
+    @contextmanager
+    def _met(self, ours: int, theirs: int) -> Iterator[None]:
+        self._wait(ours, theirs)
+        try:
+            yield
+        finally:
+            self._wait(theirs, ours)
+
+    def _wait(self, later: int, earlier: int) -> None:
+        """What comes on the stream `later` waits for what is on `earlier` now."""
+        runtime, previous = self._runtime, self._runtime.getDevice()
+        runtime.setDevice(self.index)
+        try:
+            event = runtime.eventCreateWithFlags(_EVENT_DISABLE_TIMING)
+            runtime.eventRecord(event, earlier)
+            runtime.streamWaitEvent(later, event)
+            runtime.eventDestroy(event)  # once it has happened
+        finally:
+            runtime.setDevice(previous)
+
     def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
         with self._cupy.cuda.Device(self.index):
             return self._cupy.zeros(shape, dtype)
@@ -191,9 +217,10 @@ class CudaDevice(Device):
     def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:
         stream = self._current_stream(self.index).ptr
         block_bytes = pool.strides[0]
-        for source, target in zip(sources, targets, strict=True):
-            base = pool.data.ptr
-            self._runtime.memcpyAsync(base + target * block_bytes, base + source * block_bytes, block_bytes, 3, stream)  # device to device
+        base = pool.data.ptr
+        with self.meeting():
+            for source, target in zip(sources, targets, strict=True):
+                self._runtime.memcpyAsync(base + target * block_bytes, base + source * block_bytes, block_bytes, _DEVICE_TO_DEVICE, stream)
 
     def run(self, problem: Problem) -> None:
         self.follow(self.prepare(problem), problem.arrays, problem.pool, problem.layer, problem.stream, problem.workspace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 from pagedattn.errors import ArgumentError
@@ -14,6 +15,13 @@ class Foreign(NamedTuple):
 
     def __cuda_stream__(self) -> tuple[int, int]:
         return 0, self.address  # the protocol's version
+
+
+def of_torch(index: int) -> int | None:
+    """The address of PyTorch's current stream on a GPU; None where PyTorch has no part in this process, or has not begun with GPUs."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    begun = getattr(cuda, "is_initialized", None)
+    return int(cuda.current_stream(index).cuda_stream) if cuda is not None and begun is not None and begun() else None
 
 
 def stream_address(stream: Any) -> int:

@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import warnings
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
@@ -38,6 +39,12 @@ TARGETS = sorted(
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_snippet_runs(number: int) -> None:
+    """One that shows another library is skipped without it."""
+    guests = [name for name in ("torch", "transformers") if re.search(rf"^import {name}$", SNIPPETS[number], re.MULTILINE)]
+    for name in guests:
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    if guests:
+        warnings.simplefilter("default")  # theirs, about themselves
     exec(compile(SNIPPETS[number], f"README.md, snippet {number}", "exec"), {"__name__": "__main__"})
 
 

@@ -44,6 +44,8 @@ class FakeGpu(cuda.CudaDevice):
         self._loaded, self._workspaces, self._guard = {}, {}, threading.Lock()
         self._arguments = cuda._Arguments(self._bind)
         self.launches: list[Noted] = []
+        self.events: dict[int, int] = {}
+        self.waits: list[tuple[int, int]] = []  # a stream, and the one that it then waited for
         self.stream: Any = type("Stream", (), {"ptr": 0})()
 
     # the runtime
@@ -53,6 +55,19 @@ class FakeGpu(cuda.CudaDevice):
     def setDevice(self, index: int) -> None:
         self.device = index
         self.set_calls += 1
+
+    def eventCreateWithFlags(self, flags: int) -> int:
+        self.events[len(self.events)] = -1
+        return len(self.events) - 1
+
+    def eventRecord(self, event: int, stream: int) -> None:
+        self.events[event] = stream
+
+    def streamWaitEvent(self, stream: int, event: int) -> None:
+        self.waits.append((stream, self.events[event]))
+
+    def eventDestroy(self, event: int) -> None:
+        assert self.events[event] >= 0
 
     # the driver
     def launchKernel(

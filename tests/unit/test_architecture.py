@@ -32,16 +32,19 @@ ROWS = (
     ("allocator", "sequences", "arrays", "batch", "blocks", "convert", "figures", "pools", "cache", "checks", "extras"),
     ("ops", "merge", "varlen"),
     ("archive", "bench", "explain", "precompile", "show", "testing", "warmup"),
-    ("pagedattn",),
+    ("pagedattn", "torch", "transformers"),
     ("cli", "doctor", "demo", "__main__"),
 )
 WITNESSES = ("reference", "reference_rows", "ptx")  # they import NumPy and nothing of the library, so that they can be compared with it
 OWNERS = {
     "cupy": {"pagedattn.nvrtc", "pagedattn.devices.cuda"},
     "jinja2": {"pagedattn.render"},
+    "torch": {"pagedattn.torch", "pagedattn.transformers.cache"},
+    "transformers": {"pagedattn.transformers", "pagedattn.transformers.cache"},
     "environment": {"pagedattn.env"},
 }
 DEPENDENCIES = {"numpy", "ml_dtypes", "tqdm", "jinja2", "cupy"}
+GUESTS = {"torch", "transformers"}  # only modules of their own, which nothing here imports, need them
 
 
 def _part(module: str) -> str:
@@ -108,10 +111,15 @@ def test_witnesses_know_nothing_of_the_library(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_dependencies(module: str) -> None:
     outside = {i.split(".")[0] for i in _imports(module)} - {"pagedattn", *sys.stdlib_module_names}
-    assert outside <= DEPENDENCIES
+    assert outside <= (DEPENDENCIES | GUESTS if _part(module) in GUESTS else DEPENDENCIES)
 
 
-@pytest.mark.parametrize("package", ["cupy", "jinja2"])
+@pytest.mark.parametrize("guest", sorted(GUESTS))
+def test_nobody_needs_guests(guest: str) -> None:
+    assert [m for m in MODULES if _part(m) != guest and guest in {_part(i) for i in _imports(m) if i.startswith("pagedattn.")}] == []
+
+
+@pytest.mark.parametrize("package", ["cupy", "jinja2", *sorted(GUESTS)])
 def test_who_alone_imports(package: str) -> None:
     assert {m for m in MODULES if package in {i.split(".")[0] for i in _imports(m)}} == OWNERS[package]
 
