@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
@@ -173,5 +173,10 @@ def rows(numbers: list[int], layer: int) -> tuple[np.ndarray, np.ndarray]:
     return k.astype(np.uint16).view(np.float16), (k.astype(np.uint16) ^ 0xA5A5).view(np.float16)
 
 
-Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=30)
+Machine.TestCase.settings = settings(
+    max_examples=150,
+    stateful_step_count=30,
+    deadline=None,  # a busy machine is no fault of the cache's
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
 TestMachine = Machine.TestCase
