@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pagedattn import checks, dispatch
 from pagedattn.errors import ArgumentError, PagedAttnError
 from pagedattn.layout import BlockLayout
+from pagedattn.parallel import WHOLE
 from pagedattn.spec import KernelSpec
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
         device 'cpu' computes with NumPy: 0 sequences with one query, 1 with more
     """
     checks.layer_of(cache, batch, 0)
+    cp = checks.parallel(keywords.get("cp"), cache, batch) or WHOLE
     device, layout = cache.device, cache.layout
     counts = f"{batch.num_decode} sequences with one query, {batch.num_prefill} with more"
     if device.arch is None:
@@ -80,7 +82,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
     steps = []
     masked = keywords.get("mask") is not None  # only prefill reads masks
     if batch.num_decode and not masked:
-        spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, splits)  # type: ignore[arg-type]
+        spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, splits, cp)  # type: ignore[arg-type]
         how = {True: "one list of key tiles, balanced over one wave of CTAs", False: f"every sequence cut by num_splits={num_splits!r}"}[
             splits == 0
         ]
@@ -90,7 +92,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
             )
         )
     if batch.num_prefill or (masked and batch.num_decode):
-        spec, tiles, pack, parts = dispatch.plan_prefill(device, layout, q.shape[1], batch, splits)  # type: ignore[arg-type]
+        spec, tiles, pack, parts = dispatch.plan_prefill(device, layout, q.shape[1], batch, splits, cp=cp)  # type: ignore[arg-type]
         assert spec.cta_q is not None
         how = f"; {parts} CTAs share the keys of each" if parts > 1 else ""
         steps.append(Step(spec, tiles * parts, f"{counts}; prefill in {tiles} tiles of {spec.cta_q // pack} tokens x {pack} heads{how}"))

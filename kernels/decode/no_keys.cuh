@@ -1,0 +1,30 @@
+// Under context parallelism a query may have all of its keys on other ranks: no tile of the list is its, and its rows are written here.
+#pragma once
+
+#include "core/context.cuh"
+#include "core/softmax.cuh"
+
+// Out 0, and in lse nothing, or the sink alone.
+template<class Place, class Mainloop, class Params>
+DEVICE void store_rows_without_keys(const Params& p, int thread, int threads)
+{
+    if (p.cp_size <= 1) {
+        return;
+    }
+    using Impl = typename Mainloop::Impl;
+    constexpr int kChunkElements = kChunkBytes / (int)sizeof(typename Impl::T);
+    for (int b = blockIdx.x; b < p.batch_size; b += gridDim.x) {
+        int len, low;
+        if (!Place::takes(p, b) || Place::count_tiles(p, b, len, low) > 0) {
+            continue;
+        }
+        const i64 row = Mainloop::query_row(p, b);
+        uint4* const out = (uint4*)((typename Impl::T*)p.out + row * p.out_stride);
+        for (int i = thread; i < p.num_heads * (Impl::kHeadDim / kChunkElements); i += threads) {
+            out[i] = make_uint4(0, 0, 0, 0);
+        }
+        for (int head = thread; p.lse && head < p.num_heads; head += threads) {
+            p.lse[row * p.num_heads + head] = RowEnd(p, head, negative_infinity(), 0.f).lse;
+        }
+    }
+}
