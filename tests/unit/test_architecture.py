@@ -31,7 +31,7 @@ ROWS = (
     ("devices",),
     ("allocator", "sequences", "arrays", "batch", "blocks", "convert", "figures", "pools", "cache", "checks", "extras"),
     ("ops", "merge", "varlen"),
-    ("archive", "bench", "explain", "precompile", "show", "testing", "warmup"),
+    ("archive", "bench", "distributed", "explain", "precompile", "show", "testing", "warmup"),
     ("pagedattn",),
     ("cli", "doctor", "demo", "__main__"),
 )
