@@ -31,7 +31,8 @@ class Batch:
     Parameters
     ----------
     block_table : array or nested list of int, (batch_size, max_blocks)
-        Row b lists the blocks of sequence b in order. Entries past its last token are not read and may hold anything.
+        Row b lists the blocks of sequence b in order. Entries past its last token are not read and may hold anything. Under context
+        parallelism blocks are filled with this rank's tokens only; the lengths stay those of the sequences.
     seqlens_q, seqlens_k : array or list of int, (batch_size,)
         New tokens of each sequence, and all its tokens, the new ones included. Zero is a length.
     finished : bool array or list (batch_size,), optional

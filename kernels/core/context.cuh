@@ -17,14 +17,14 @@ DEVICE int position_of_key(const Params& p, int i)
     return i * p.cp_size + p.cp_rank;
 }
 
-// How far from sequence b's last token, where decode's query stands, a key stands that is `from_end` keys from the end of those here.
-template<class Params>
-DEVICE float distance_from_query(const Params& p, int b, int from_end)
+// How far from its query, on the sequence's last token, a key of decode's segment stands that is `from_end` keys from the end of those here.
+template<class Params, class Place>
+DEVICE float distance_from_query(const Params& p, const Place& place, int from_end)
 {
     int distance = from_end + 1;
     if (p.cp_size > 1) {
-        const int len = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];
-        distance = position_of_key(p, own_keys(p, len) + from_end) - (len - 1);
+        const int len = p.cu_seqlens_k[place.b + 1] - p.cu_seqlens_k[place.b];
+        distance = position_of_key(p, place.len + from_end) - (len - 1);
     }
     return (float)distance;
 }

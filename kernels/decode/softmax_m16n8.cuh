@@ -49,9 +49,9 @@ struct DecodeSoftmax {
         DEVICE float l(int n, int e) const { return frag_l[n][2 + e]; }
     };
 
-    // Softcap and ALiBi, on the scale of q.k. Of sequence b's keys that are here, key `to` of the tile is one past the last.
-    template<class Params>
-    static DEVICE void Adjust(FragS& frag_s, const Params& p, int first_head, int b, int to, int g, int t)
+    // Softcap and ALiBi, on the scale of q.k.
+    template<class Params, class Place>
+    static DEVICE void Adjust(FragS& frag_s, const Params& p, int first_head, const Place& place, int to, int g, int t)
     {
         if (p.softcap_in != 0.f) {
 #pragma unroll
@@ -66,7 +66,7 @@ struct DecodeSoftmax {
             }
         }
         if (p.extras.alibi_slopes) {
-            const float first = distance_from_query(p, b, kLaneKeys * g - to), step = (float)p.cp_size;
+            const float first = distance_from_query(p, place, kLaneKeys * g - to), step = (float)opaque(p.cp_size);
 #pragma unroll
             for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll

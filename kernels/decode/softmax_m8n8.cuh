@@ -51,12 +51,12 @@ struct QuadPairSoftmax {
     static DEVICE int first_key(int lane) { return lane / 4 * 4 + lane % 2 * 2; }
     static DEVICE float& score(FragS& frag_s, int n, int e, int key) { return frag_s[n][e / 2][2 * key + e % 2]; }
 
-    // Softcap and ALiBi, on the scale of q.k. Of sequence b's keys that are here, key `to` of the tile is one past the last.
-    template<class Params>
-    static DEVICE void Adjust(FragS& frag_s, const Params& p, int first_head, int b, int to, int lane)
+    // Softcap and ALiBi, on the scale of q.k.
+    template<class Params, class Place>
+    static DEVICE void Adjust(FragS& frag_s, const Params& p, int first_head, const Place& place, int to, int lane)
     {
         const bool capped = p.softcap_in != 0.f, sloped = p.extras.alibi_slopes;
-        const float distance = distance_from_query(p, b, first_key(lane) - to), step = (float)p.cp_size;
+        const float distance = distance_from_query(p, place, first_key(lane) - to), step = (float)opaque(p.cp_size);
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll

@@ -22,7 +22,7 @@ DEVICE void cap_scores(typename Impl::FragS& frag_s, const Params& p)
 template<class Impl, class Params, class Tile>
 DEVICE void add_alibi(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int row, int first)
 {
-    const float step = (float)p.cp_size;
+    const float step = (float)opaque(p.cp_size);
 #pragma unroll
     for (int i = 0; i < Impl::kSlabs; ++i) {
 #pragma unroll

@@ -42,8 +42,9 @@ struct PrefillFragments {
                 const int down = i * bounds.slab_step + Map::row(lane) + Map::kRowStep * h, first = Map::key(lane);
                 int from = bounds.from + down, to = bounds.to + down * bounds.step_to;
                 if (bounds.key_step > 1) {
-                    from = (max(from, 0) + bounds.key_step - 1) / bounds.key_step;
-                    to = (max(to, 0) + bounds.key_step - 1) / bounds.key_step;
+                    const int step = opaque(bounds.key_step);  // nothing of the division is worth a register of the main loop
+                    from = (max(from, 0) + step - 1) / step;
+                    to = (max(to, 0) + step - 1) / step;
                 }
                 from -= first, to -= first;
 #pragma unroll

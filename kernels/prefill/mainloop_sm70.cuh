@@ -45,8 +45,7 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
 
         // A warp's slabs hold consecutive tokens, or the same tokens of other heads.
         const int position = query.position(warp_row), slab_step = Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0;
-        const Place place{warp_row,  position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, query.klen,
-                          query.len, lane};
+        const Place place{warp_row, position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, query.len, lane};
         const SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
 
         const int whole_end = query.common_keys(p) / CTA_S, whole_begin = (query.common_first_key(p) + CTA_S - 1) / CTA_S;
@@ -68,7 +67,7 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
 private:
     // Where a warp stands: its first row, positions of that and of the last one.
     struct Place {
-        int warp_row, position, last, slab_step, klen, len, lane;
+        int warp_row, position, last, slab_step, len, lane;
     };
 
     // One tile. `masked`: the sequence's end, the diagonal or the window may cut it; `more`: another one follows.
@@ -115,7 +114,8 @@ private:
     template<class Params>
     static DEVICE void Mask(const Params& p, typename Impl::FragS& frag_s, const Place& place, int key0)
     {
-        const int end = p.causal ? place.position + 1 : place.klen;  // of what the warp's first row keeps, but for the window
+        // of what the warp's first row keeps, but for the window
+        const int end = 1 + (p.causal ? place.position : position_of_key(p, place.len - 1));
         const int place0 = position_of_key(p, key0);
         if (position_of_key(p, key0 + CTA_S - 1) >= end || (p.window_size && place0 <= place.last - p.window_size)) {
             typename Impl::Bounds bounds;

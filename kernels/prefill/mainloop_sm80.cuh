@@ -57,7 +57,8 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
                 if (p.adjust) {
                     adjust_scores<Impl>(frag_s, p, query, opaque(warp_row), opaque(key0), opaque(lane));
                 }
-                const int end = p.causal ? position + 1 : query.klen;  // of what the warp's first row keeps, but for the window
+                // of what the warp's first row keeps, but for the window
+                const int end = 1 + (p.causal ? position : position_of_key(p, query.len - 1));
                 if (position_of_key(p, key0 + CTA_S - 1) >= end || (p.window_size && place0 <= last - p.window_size)) {
                     typename Impl::Bounds bounds;
                     bounds.to = end - place0;

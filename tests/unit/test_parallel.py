@@ -122,6 +122,16 @@ def test_a_rank_takes_blocks_for_its_own() -> None:
     assert cache.num_free_blocks == 1
 
 
+def test_a_shared_block_is_copied_by_its_writer() -> None:
+    cache = pa.KVCache(4, num_kv_heads=1, head_dim=64, block_len=16, device="cpu", cp=pa.ContextParallel(1, 2))
+    first = cache.new_sequence()
+    cache.extend([first], [64])
+    other = cache.fork(first)
+    cache.truncate(other, 60)  # back into a block that both have
+    assert cache.extend([other], [1]).block_table.tolist() == [[0, 1]]  # the token is rank 0's
+    assert cache.extend([other], [1]).block_table.tolist() == [[0, 2]]
+
+
 @pytest.mark.parametrize("kv_dtype", ["int8", None])
 def test_convert_keeps_the_rank(kv_dtype: str | None) -> None:
     cache = pa.KVCache(4, num_kv_heads=1, head_dim=64, block_len=16, device="cpu", cp=pa.ContextParallel(1, 2))
