@@ -22,6 +22,7 @@ from pagedattn.explain import explain, supports
 from pagedattn.layout import BlockLayout
 from pagedattn.merge import merge
 from pagedattn.ops import append, gather, paged_attention
+from pagedattn.parallel import ContextParallel
 from pagedattn.params import AttentionParams
 from pagedattn.precompile import precompile
 from pagedattn.rope import Rope
@@ -38,6 +39,7 @@ __all__ = [
     "Batch",
     "BlockLayout",
     "CompileError",
+    "ContextParallel",
     "DeviceFault",
     "KVCache",
     "KernelSpec",

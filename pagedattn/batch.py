@@ -10,6 +10,7 @@ from pagedattn import devices
 from pagedattn.arrays import adopt, place
 from pagedattn.blocks import Blocks
 from pagedattn.errors import ArgumentError
+from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.plan import Plans
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class Batch:
     Parameters
     ----------
     block_table : array or nested list of int, (batch_size, max_blocks)
-        Row b lists the blocks of sequence b in order. Entries past its last token are not read and may hold anything.
+        Row b lists the blocks of sequence b in order. Entries past its last token are not read and may hold anything. Under context
+        parallelism blocks are filled with this rank's tokens only; the lengths stay those of the sequences.
     seqlens_q, seqlens_k : array or list of int, (batch_size,)
         New tokens of each sequence, and all its tokens, the new ones included. Zero is a length.
     finished : bool array or list (batch_size,), optional
@@ -187,8 +189,10 @@ class Batch:
         return batch
 
     @classmethod
-    def of_cache(cls, device: Device, block_table: Array, seqlens_q: Array, seqlens_k: Array, checked: tuple[int, int]) -> Batch:
-        """A batch whose parts the cache vouches for: an int32 table, int64 lengths; `checked` is (block_len, num_blocks)."""
+    def of_cache(
+        cls, device: Device, block_table: Array, seqlens_q: Array, seqlens_k: Array, checked: tuple[int, int, ContextParallel]
+    ) -> Batch:
+        """A batch whose parts the cache vouches for: an int32 table, int64 lengths; `checked` is (block_len, num_blocks, cp)."""
         batch = cls.__new__(cls)
         batch._place(device, block_table, seqlens_q, seqlens_k, block_table.shape[1])
         batch._frozen = True
@@ -230,7 +234,7 @@ class Batch:
         self.plans = Plans()
         self.finished = None
         self.blocks: Blocks | None = None
-        self._checked: tuple[int, int] | None = None
+        self._checked: tuple[int, int, ContextParallel] | None = None
         self.notes: dict[Any, Any] = {}  # what calls have worked out for this batch
         self._wide = None  # the table as it came, if int32 cannot hold an entry
 
@@ -279,16 +283,26 @@ class Batch:
         self.seqlens_k, self.total_k = other.seqlens_k, other.total_k
         self._checked, self._wide = other._checked, other._wide
 
-    def check_width(self, block_len: int) -> None:
+    def own(self, cp: ContextParallel) -> Batch:
+        """The tokens of these sequences that are a rank's, as a batch of its own, without new ones."""
+        lengths = cp.own(self.seqlens_k)
+        batch = Batch.__new__(Batch)
+        batch._place(self.device, None, np.zeros_like(lengths), lengths, self.max_blocks)
+        batch.block_table, batch.finished, batch.blocks = self.block_table, self.finished, self.blocks
+        batch._frozen, batch._wide = self._frozen, self._wide
+        return batch
+
+    def check_width(self, block_len: int, cp: ContextParallel = WHOLE) -> None:
         """Refuse a table with too few columns for the longest sequence in blocks of `block_len` tokens. Cheap enough for every call."""
         if self.blocks is not None:
-            finished = None if self.finished is None else self.device.to_host(self.finished).astype(bool)
-            self.blocks.check(self.seqlens_k if finished is None else np.where(finished, 0, self.seqlens_k), block_len)
+            lengths, finished = cp.own(self.seqlens_k), None if self.finished is None else self.device.to_host(self.finished).astype(bool)
+            self.blocks.check(lengths if finished is None else np.where(finished, 0, lengths), block_len)
             return
-        if self.max_seqlen_k > self.max_blocks * block_len:
-            needed = -(-self.max_seqlen_k // block_len)
+        longest = cp.own(self.max_seqlen_k)
+        if longest > self.max_blocks * block_len:
+            needed = -(-longest // block_len)
             raise ArgumentError(
-                f"`block_table` must have {needed} columns for the longest sequence, {self.max_seqlen_k} tokens in blocks of {block_len}; "
+                f"`block_table` must have {needed} columns for the longest sequence, {longest} tokens in blocks of {block_len}; "
                 f"got {self.max_blocks}."
             )
 
@@ -297,18 +311,19 @@ class Batch:
         """Whether the table that was given has entries that no pool has: reason enough to look where they are."""
         return self._wide is not None
 
-    def check_cache(self, layout: BlockLayout, num_blocks: int) -> None:
+    def check_cache(self, layout: BlockLayout, num_blocks: int, cp: ContextParallel = WHOLE) -> None:
         """Refuse a table that is too narrow for `layout`, or whose used entries lie outside 0 .. num_blocks-1.
 
         What passed is not checked again, unless the table is the caller's own memory. On a GPU the table is copied to the host.
         """
-        if self._checked == (layout.block_len, num_blocks):
+        if self._checked == (layout.block_len, num_blocks, cp):
             return
-        self.check_width(layout.block_len)
+        self.check_width(layout.block_len, cp)
         if self.blocks is not None:
             return
         table = self.device.to_host(self.block_table) if self._wide is None else self._wide
-        used = np.arange(table.shape[1]) < -(-self.seqlens_k[:, None] // layout.block_len)
+        lengths = cp.own(self.seqlens_k)
+        used = np.arange(table.shape[1]) < -(-lengths[:, None] // layout.block_len)
         if self.finished is not None:
             used &= ~self.device.to_host(self.finished).astype(bool)[:, None]
         outside = np.argwhere(used & ((table < 0) | (table >= num_blocks)))
@@ -316,10 +331,10 @@ class Batch:
             b, i = (int(index) for index in outside[0])
             raise ArgumentError(
                 f"the used entries of `block_table` must lie in 0..{num_blocks - 1}, the pool's blocks; "
-                f"block_table[{b}, {i}] is {table[b, i]}, and sequence {b} has {self.seqlens_k[b]} tokens in blocks of {layout.block_len}."
+                f"block_table[{b}, {i}] is {table[b, i]}, and sequence {b} has {lengths[b]} tokens in blocks of {layout.block_len}."
             )
         if self._frozen and self.finished is None:
-            self._checked = (layout.block_len, num_blocks)
+            self._checked = (layout.block_len, num_blocks, cp)
 
     def pool_of(self, cache: KVCache) -> Any:
         """The memory that the table's entries count in: the cache's pool, or that of `from_block_ptrs`."""

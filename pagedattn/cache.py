@@ -15,6 +15,7 @@ from pagedattn.batch import Batch
 from pagedattn.convert import Blocks, copy_tokens
 from pagedattn.errors import ArgumentError
 from pagedattn.layout import BlockLayout
+from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.sequences import SequenceTable, counts
 from pagedattn.spec import KernelSpec
 
@@ -38,10 +39,14 @@ class KVCache:
         "cuda", "cuda:1", "cpu". None: where `pool` is, or the default device.
     pool : uint8 array (num_blocks, block_bytes), optional
         Memory to use instead of allocating; C-contiguous, on the device. What it holds does not matter.
+    cp : ContextParallel, optional
+        The rank whose tokens the cache keeps. Sequences are counted in all their tokens and take blocks for those of the rank; calls
+        with this cache are this rank's.
 
     Attributes
     ----------
     layout : BlockLayout
+    cp : ContextParallel or None
     pool : uint8 array (num_blocks, layout.block_bytes)
     device : Device
 
@@ -76,10 +81,14 @@ class KVCache:
         kv_dtype: str | None = None,
         device: str | Device | None = None,
         pool: Any = None,
+        cp: ContextParallel | None = None,
     ) -> None:
         if isinstance(num_blocks, bool) or not hasattr(num_blocks, "__index__") or not 1 <= num_blocks < 2**31:
             raise ArgumentError(f"`num_blocks` must be a positive integer below 2**31; got {num_blocks!r}.")
-        self.layout = BlockLayout(num_kv_heads, head_dim, block_len, num_layers, dtype, kv_dtype)
+        if cp is not None and not isinstance(cp, ContextParallel):
+            raise ArgumentError(f"`cp` must be a ContextParallel(rank, size), or None; got {type(cp).__name__}.")
+        self.layout, self.cp = BlockLayout(num_kv_heads, head_dim, block_len, num_layers, dtype, kv_dtype), cp
+        self._own = (cp or WHOLE).own  # of so many tokens, how many take room
         if device is None and pool is not None:
             where = place(pool)
             device = None if where == "managed" else where
@@ -91,7 +100,7 @@ class KVCache:
             self.pool = self.device.empty(shape, np.uint8) if pool is None else pools.adopted(pool, self.device, shape)
         self._allocator = BlockAllocator(shape[0])
         self._sequences = SequenceTable()
-        self._checked = (self.layout.block_len, shape[0])
+        self._checked = (self.layout.block_len, shape[0], cp or WHOLE)
 
     @property
     def num_blocks(self) -> int:
@@ -152,11 +161,12 @@ class KVCache:
         new = counts(num_new, len(rows))
         old_lengths = table.lengths[rows]
         lengths = old_lengths + new
-        columns = -(-int(lengths.max(initial=0)) // block_len)
-        held = -(-old_lengths // block_len)
-        needed = -(-lengths // block_len) - held
+        old_own, own = (old_lengths, lengths) if self.cp is None else (self._own(old_lengths), self._own(lengths))
+        columns = -(-int(own.max(initial=0)) // block_len)
+        held = -(-old_own // block_len)
+        needed = -(-own // block_len) - held
         grown = int(needed.sum())
-        copied = self._written_and_shared(rows, new, old_lengths) if self._allocator.num_extra else ()
+        copied = self._written_and_shared(rows, own - old_own, old_own) if self._allocator.num_extra else ()
         blocks = self._allocator.take(grown + len(copied))
         try:
             table.require_columns(columns)
@@ -189,7 +199,7 @@ class KVCache:
         """
         rows = self._sequences.rows_of(sequences)
         lengths = self._sequences.lengths[rows]
-        columns = -(-int(lengths.max(initial=0)) // self.layout.block_len)
+        columns = -(-int(self._own(lengths.max(initial=0))) // self.layout.block_len)
         return Batch.of_cache(self.device, self._sequences.blocks[rows, :columns], np.minimum(lengths, 1), lengths, self._checked)
 
     def truncate(self, sequence: int, n: int) -> None:
@@ -205,7 +215,7 @@ class KVCache:
         length = int(table.lengths[row])
         if isinstance(n, bool) or not hasattr(n, "__index__") or not 0 <= n <= length:
             raise ArgumentError(f"`n` must be an integer from 0 to {length}, the sequence's length; got {n!r}.")
-        self._allocator.release(table.blocks[row, -(-int(n) // block_len) : -(-length // block_len)])
+        self._allocator.release(table.blocks[row, -(-self._own(int(n)) // block_len) : -(-self._own(length) // block_len)])
         table.lengths[row] = n
 
     def fork(self, sequence: int) -> int:
@@ -223,7 +233,7 @@ class KVCache:
         table = self._sequences
         row = table.row_of(sequence)
         length = int(table.lengths[row])
-        full, rest = divmod(length, self.layout.block_len)
+        full, rest = divmod(self._own(length), self.layout.block_len)
         copy = self._allocator.take(1 if rest else 0)
         try:
             if rest:
@@ -285,6 +295,7 @@ class KVCache:
             dtype=old.dtype,
             kv_dtype=kv_dtype,
             device=self.device,
+            cp=self.cp,
         )
         new._allocator, new._sequences = copy.deepcopy(self._allocator), copy.deepcopy(self._sequences)
         if new.layout == old:
@@ -294,12 +305,12 @@ class KVCache:
                 self.device,
                 Blocks(old, self.pool),
                 Blocks(new.layout, new.pool),
-                self._sequences.tokens_in_blocks(self.num_blocks, old.block_len),
+                self._sequences.tokens_in_blocks(self.num_blocks, old.block_len, self._own),
             )
         return new
 
     def _written_and_shared(self, rows: Array, new: Array, lengths: Array) -> Sequence[tuple[int, int]]:
-        """(index of the sequence in the call, column) of each shared block that new tokens would be written to.
+        """(index of the sequence in the call, column) of each shared block that new tokens would be written to; counts are this rank's.
 
         A block that only writers hold is left to the last of them.
         """

@@ -11,17 +11,26 @@ from pagedattn.arrays import adopt
 from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, UnsupportedError
+from pagedattn.parallel import WHOLE, ContextParallel
 
 ROW_ALIGNMENT = 16  # bytes that a kernel moves at once
-_LATER = "is not in this version; leave it None"
+_MOST_SHARED = 2**30  # tokens of a sequence that ranks share: positions past its end stay in 32 bits
 _SMALLEST, _LARGEST = 1e-15, 1e15  # of softmax_scale and softcap: their quotients stay in float32
 
 
-def refuse(**keywords: Any) -> None:
-    """Keywords of later versions."""
-    for name, value in keywords.items():
-        if value is not None:
-            raise UnsupportedError(f"`{name}` {_LATER}; got {type(value).__name__}.")
+def parallel(cp: Any, cache: KVCache, batch: Batch) -> ContextParallel | None:
+    """The call's context parallelism: its own, or the cache's."""
+    if cp is None:
+        cp = cache.cp
+        if cp is None:
+            return None
+    if not isinstance(cp, ContextParallel):
+        raise ArgumentError(f"`cp` must be a ContextParallel(rank, size), or None; got {type(cp).__name__}.")
+    if cache.cp is not None and cp != cache.cp:
+        raise ArgumentError(f"`cp` must be the cache's, rank {cache.cp.rank} of {cache.cp.size}, or None; got rank {cp.rank} of {cp.size}.")
+    if cp.size > 1 and batch.max_seqlen_k > _MOST_SHARED:
+        raise UnsupportedError(f"ranks share sequences of at most {_MOST_SHARED} tokens; got one of {batch.max_seqlen_k}.")
+    return cp
 
 
 def layer_of(cache: KVCache, batch: Batch, layer: int) -> int:
@@ -38,11 +47,12 @@ def layer_of(cache: KVCache, batch: Batch, layer: int) -> int:
     return int(layer)
 
 
-def batch_of(cache: KVCache, batch: Batch) -> None:
+def batch_of(cache: KVCache, batch: Batch, cp: ContextParallel | None = None) -> None:
     """A block table that fits the cache's blocks."""
-    batch.check_width(cache.layout.block_len)
+    cp = cp or WHOLE
+    batch.check_width(cache.layout.block_len, cp)
     if cache.device.arch is None or batch.beyond_int32 or env.check_enabled():
-        batch.check_cache(cache.layout, cache.pool.shape[0])
+        batch.check_cache(cache.layout, cache.pool.shape[0], cp)
 
 
 def queries(q: Any, cache: KVCache, batch: Batch) -> None:

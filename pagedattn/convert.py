@@ -8,6 +8,7 @@ import numpy as np
 
 from pagedattn import dtypes
 from pagedattn.batch import Batch
+from pagedattn.parallel import WHOLE
 from pagedattn.problem import Problem
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def copy_tokens(device: Device, source: Blocks, target: Blocks, counts: Array) -
     for first in range(0, len(used), step):
         blocks = used[first : first + step]
         lengths = counts[blocks].astype(np.int64)
-        batch = Batch.of_cache(device, blocks.astype(np.int32)[:, None], lengths, lengths, (layout.block_len, len(counts)))
+        batch = Batch.of_cache(device, blocks.astype(np.int32)[:, None], lengths, lengths, (layout.block_len, len(counts), WHOLE))
         k, v = (device.empty((batch.num_tokens, layout.num_kv_heads, layout.head_dim), kind) for _ in "kv")
         for layer in range(layout.num_layers):
             for op, (kept, pool) in (("gather", source), ("append", target)):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pagedattn import arch as archs
 from pagedattn import params
+from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.spec import SPLITS, KernelSpec, decode_heads
 
 if TYPE_CHECKING:
@@ -142,6 +143,8 @@ def _cache_values(problem: Problem, device: Target) -> dict[str, Any]:
         "max_blocks": batch.max_blocks,
         "batch_size": batch.batch_size,
         "num_kv_heads": layout.num_kv_heads,
+        "cp_size": problem.cp.size,
+        "cp_rank": problem.cp.rank,
     }
 
 
@@ -198,7 +201,9 @@ def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch) -> l
     ]
 
 
-def plan_decode(device: Target, layout: BlockLayout, group_size: int, batch: Batch, num_splits: int) -> tuple[KernelSpec, int, int, int]:
+def plan_decode(
+    device: Target, layout: BlockLayout, group_size: int, batch: Batch, num_splits: int, cp: ContextParallel = WHOLE
+) -> tuple[KernelSpec, int, int, int]:
     """Decode's spec, grid, head packs per KV head, and places for pieces (per segment where sequences are cut, else in all)."""
     assert device.source is not None
     heads = _pack_size(group_size, layout.head_dim, str(layout.kv_dtype), device.source.mma)
@@ -210,13 +215,20 @@ def plan_decode(device: Target, layout: BlockLayout, group_size: int, batch: Bat
         # in shared memory for some of them.
         return spec, grid, packs, grid * (2 + (2 - spec.shared_pieces) * (spec.warps or 0))
     spec = _spec("decode", layout, device, heads, "cut")
-    places = num_splits if num_splits > 0 else -(-batch.max_seqlen_k // -num_splits)
+    places = num_splits if num_splits > 0 else max(1, -(-cp.own(batch.max_seqlen_k) // -num_splits))
     items = batch.batch_size * layout.num_kv_heads * packs * places
     return spec, -(-items // (spec.warps or 1)), packs, places
 
 
 def plan_prefill(
-    device: Target, layout: BlockLayout, num_heads: int, batch: Batch, num_splits: int, op: str = "prefill", adjusted: bool = False
+    device: Target,
+    layout: BlockLayout,
+    num_heads: int,
+    batch: Batch,
+    num_splits: int,
+    op: str = "prefill",
+    adjusted: bool = False,
+    cp: ContextParallel = WHOLE,
 ) -> tuple[KernelSpec, int, int, int]:
     """Prefill's spec, query tiles, heads packed in a tile, and in how many parts each tile's keys are read.
 
@@ -228,12 +240,12 @@ def plan_prefill(
     pack = head_pack(spec, num_heads // layout.num_kv_heads, batch.max_seqlen_q)
     tiles = num_heads // pack * batch.batch_size * -(-batch.max_seqlen_q // (spec.cta_q // pack))
     room = device.sm_count * (spec.min_ctas or 1) // max(tiles, 1)
-    parts = 1 if num_splits else max(1, min(room, batch.max_seqlen_k // (spec.cta_s * _TILES_PER_PART), _MAX_PARTS))
+    parts = 1 if num_splits else max(1, min(room, cp.own(batch.max_seqlen_k) // (spec.cta_s * _TILES_PER_PART), _MAX_PARTS))
     return spec, tiles, pack, parts
 
 
 def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
-    spec, grid, packs, places = plan_decode(device, problem.layout, values["group_size"], problem.batch, problem.num_splits)
+    spec, grid, packs, places = plan_decode(device, problem.layout, values["group_size"], problem.batch, problem.num_splits, problem.cp)
     segments = problem.batch.batch_size * problem.layout.num_kv_heads * packs
     pieces = places if problem.num_splits == 0 else places * segments
     splits = problem.num_splits
@@ -244,7 +256,7 @@ def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
 def _prefill(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
     op = "varlen" if problem.op == "varlen" else "prefill"
     spec, tiles, pack, parts = plan_prefill(
-        device, problem.layout, values["num_heads"], problem.batch, problem.num_splits, op, adjusted=values["adjust"]
+        device, problem.layout, values["num_heads"], problem.batch, problem.num_splits, op, values["adjust"], problem.cp
     )
     packed = params.pack(**values, head_packs=pack.bit_length() - 1, num_splits=parts)
     room = (tiles * parts * spec.piece_bytes, tiles) if parts > 1 else (0, 0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pagedattn import checks, dispatch
 from pagedattn.errors import ArgumentError, PagedAttnError
 from pagedattn.layout import BlockLayout
+from pagedattn.parallel import WHOLE
 from pagedattn.spec import KernelSpec
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
         device 'cpu' computes with NumPy: 0 sequences with one query, 1 with more
     """
     checks.layer_of(cache, batch, 0)
+    cp = checks.parallel(keywords.get("cp"), cache, batch) or WHOLE
     device, layout = cache.device, cache.layout
     counts = f"{batch.num_decode} sequences with one query, {batch.num_prefill} with more"
     if device.arch is None:
@@ -83,7 +85,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
     masked = keywords.get("mask") is not None  # only prefill reads masks
     adjusted = any(keywords.get(name) is not None for name in ("softcap", "alibi_slopes", "mask"))
     if batch.num_decode and not masked:
-        spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, splits)  # type: ignore[arg-type]
+        spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, splits, cp)  # type: ignore[arg-type]
         how = {True: "one list of key tiles, balanced over one wave of CTAs", False: f"every sequence cut by num_splits={num_splits!r}"}[
             splits == 0
         ]
@@ -93,7 +95,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
             )
         )
     if batch.num_prefill or (masked and batch.num_decode):
-        chosen = dispatch.plan_prefill(device, layout, q.shape[1], batch, splits, adjusted=adjusted)  # type: ignore[arg-type]
+        chosen = dispatch.plan_prefill(device, layout, q.shape[1], batch, splits, adjusted=adjusted, cp=cp)  # type: ignore[arg-type]
         spec, tiles, pack, parts = chosen
         assert spec.cta_q is not None
         how = f"; {parts} CTAs share the keys of each" if parts > 1 else ""

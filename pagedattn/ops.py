@@ -11,12 +11,14 @@ from pagedattn import checks, dtypes
 from pagedattn.arrays import adopt, give_back, room_like, stream_of
 from pagedattn.errors import ArgumentError
 from pagedattn.extras import resolve
+from pagedattn.parallel import WHOLE
 from pagedattn.problem import Extras, Problem
 from pagedattn.workspace import require
 
 if TYPE_CHECKING:
     from pagedattn.batch import Batch
     from pagedattn.cache import KVCache
+    from pagedattn.parallel import ContextParallel
 
 _ROW_ALIGNMENT = checks.ROW_ALIGNMENT
 
@@ -49,6 +51,8 @@ def append(
         Added to the rows first.
     rope : Rope, or what its `at` returns, optional
         Turns keys, after their bias, before they are quantised.
+    cp : ContextParallel, optional
+        The rank that this is, None: the cache's. Every rank is given all rows, and writes those of its own tokens.
     stream : optional
         The CUDA stream: of CuPy or PyTorch, or its address. None: the current one, for tensors PyTorch's.
 
@@ -56,8 +60,6 @@ def append(
     ------
     ArgumentError
         Shapes, dtypes, devices or ranges that do not fit; nothing was written.
-    UnsupportedError
-        `cp`.
 
     Examples
     --------
@@ -69,20 +71,28 @@ def append(
     >>> float(pa.gather(cache, batch)[0].sum())
     384.0
     """
-    if cp is not None:
-        checks.refuse(cp=cp)
     layer = checks.layer_of(cache, batch, layer)
+    cp = checks.parallel(cp, cache, batch)
     if stream is None:
         stream = stream_of(k, cache.device)
     extras = None
     if not (k_bias is v_bias is rope is batch.finished is None):
         with cache.device.using(stream):
             extras = resolve(cache, batch, k_bias=k_bias, v_bias=v_bias, rope=rope)
-    _append(k, v, cache, batch, layer, extras, stream)
+    _append(k, v, cache, batch, layer, extras, stream, cp)
 
 
 def _append(
-    k: Any, v: Any, cache: KVCache, batch: Batch, layer: int, extras: Extras | None, stream: Any, q: Any = None, seen: Any = None
+    k: Any,
+    v: Any,
+    cache: KVCache,
+    batch: Batch,
+    layer: int,
+    extras: Extras | None,
+    stream: Any,
+    cp: ContextParallel | None,
+    q: Any = None,
+    seen: Any = None,
 ) -> None:
     """The new rows, if there are any, into the cache; and queries, if there are any, to `seen`, as the scores will see them."""
     layout, device = cache.layout, cache.device
@@ -92,16 +102,17 @@ def _append(
         given = k.shape, k.strides, k.dtype, v.shape, v.strides, v.dtype
     queries = None if q is None else (q.shape, q.strides)
     asked = None if extras is None else extras.packed("append", device.address) if device.arch else b""
-    key = ("append", layout, given, queries, asked)
+    key = ("append", layout, given, queries, asked, cp)
     plan = batch.plans.get(key)
     if plan is None or (k is not None and (device.address(k) % _ROW_ALIGNMENT or device.address(v) % _ROW_ALIGNMENT)):
-        checks.batch_of(cache, batch)
+        checks.batch_of(cache, batch, cp)
         if k is not None:
             shape = (batch.num_tokens, layout.num_kv_heads, layout.head_dim)
             checks.rows(k, cache, "k", shape)
             checks.rows(v, cache, "v", shape)
         pool = batch.pool_of(cache)
-        problem = Problem("append", layout, pool, layer, batch, q=q, k=k, v=v, out=seen, extras=extras, stream=stream, key=key)
+        rows: dict[str, Any] = {"q": q, "k": k, "v": v, "out": seen}
+        problem = Problem("append", layout, pool, layer, batch, **rows, cp=cp or WHOLE, extras=extras, stream=stream, key=key)
         plan = device.prepare(problem)
     if plan is None:
         device.run(problem)
@@ -197,21 +208,22 @@ def paged_attention(
     workspace : uint8 array (at least `workspace_bytes(...)`), optional
         Memory for what CTAs share, zeroed once before its first call. Calls that use it must follow each other, as on one stream; they may
         be of any shapes. None: the device keeps one for each stream. With `out`, and `lse` if it is wanted, the call allocates nothing.
+    cp : ContextParallel, optional
+        The rank that this is, of several that share the keys; None: the cache's. Every rank is given all queries (and rows of `k` and `v`,
+        of which it appends its own), and gets attention over its own keys: where it has none, 0 and a log-sum-exp of -inf. `sinks` join
+        rank 0's. `merge`, or `distributed.all_merge`, makes one result of the ranks'. "fixed:N" counts a rank's own keys.
     stream : optional
         The CUDA stream, where the arrays are ready: of CuPy or PyTorch, or its address. None: the current one, for tensors PyTorch's.
 
     Returns
     -------
     out : array like q
-        With `return_lse`, the pair (out, lse).
+        With `return_lse`, and always under context parallelism, the pair (out, lse).
 
     Raises
     ------
     ArgumentError
         Shapes, dtypes, devices or values that do not fit; nothing was written.
-    UnsupportedError
-        A keyword that this version does not serve.
-
     Notes
     -----
     FlashAttention-2 (Dao, 2023) for the online softmax; Flash-Decoding (Dao et al., 2023) for splits;
@@ -229,15 +241,14 @@ def paged_attention(
     >>> out.shape, bool(np.array_equal(out[0, 0], v[0, 0]))  # the first token sees only itself
     ((3, 8, 64), True)
     """
-    if cp is not None:
-        checks.refuse(cp=cp)
     layer = checks.layer_of(cache, batch, layer)
+    cp = checks.parallel(cp, cache, batch)
     layout, device = cache.layout, cache.device
     scale = layout.head_dim**-0.5 if softmax_scale is None else checks.positive(softmax_scale, "softmax_scale")
     window = 0 if window_size is None else checks.window(window_size)
     cap = 0.0 if softcap is None else checks.positive(softcap, "softcap")
     splits = 0 if num_splits is None else checks.splits(num_splits, layout.quantised)
-    causal = bool(causal)
+    causal, return_lse = bool(causal), return_lse or cp is not None
     if stream is None:
         stream = stream_of(q, device)
     rows = adopt(q, device, "q", stream=stream)
@@ -273,16 +284,18 @@ def paged_attention(
         asked = extras.packed("attention", device.address) if device.arch else b""
         if device.arch is not None and extras.prepares("attention"):
             seen = _place_of_queries(rows, cache, batch, stream)
-    key = (layout, rows.shape, rows.strides, rows.dtype, like, scale, causal, window, cap, splits, asked)
+    key = (layout, rows.shape, rows.strides, rows.dtype, like, scale, causal, window, cap, splits, asked, cp)
     plan = batch.plans.get(key)
     if plan is None or device.address(rows) % _ROW_ALIGNMENT or (target is not None and device.address(target) % _ROW_ALIGNMENT):
         plan = None
-        checks.batch_of(cache, batch)
+        checks.batch_of(cache, batch, cp)
         checks.queries(rows, cache, batch)
         if target is not None:
             checks.output(target, cache, rows.shape)
     if sinks is not None:
         sinks = checks.sinks(sinks, cache, rows.shape[1], stream)
+        if cp is not None and cp.rank:  # once for all ranks
+            sinks = None
     if lse is not None:
         room = checks.lse(lse, cache, rows.shape[:2], stream)
     if (k is None) != (v is None):
@@ -309,6 +322,7 @@ def paged_attention(
             window_size=window,
             softcap=cap,
             num_splits=splits,
+            cp=cp or WHOLE,
             extras=extras,
             workspace=workspace,
             stream=stream,
@@ -318,9 +332,9 @@ def paged_attention(
     if workspace is not None and plan is not None:
         require(workspace.nbytes, plan)
     if seen is not rows:
-        _append(k, v, cache, batch, layer, extras, stream, rows, seen)
+        _append(k, v, cache, batch, layer, extras, stream, cp, rows, seen)
     elif k is not None:
-        _append(k, v, cache, batch, layer, extras, stream)
+        _append(k, v, cache, batch, layer, extras, stream, cp)
     if plan is not None:
         device.follow(plan, (seen, None, None, target, room, sinks), batch.pool_of(cache), layer, stream, workspace)
     else:
@@ -340,7 +354,7 @@ def _made(shape: tuple[int, ...], dtype: Any, skipped: float, cache: KVCache, ba
     return made
 
 
-def gather(cache: KVCache, batch: Batch, *, layer: int = 0, out: Any = None, stream: Any = None) -> tuple[Any, Any]:
+def gather(cache: KVCache, batch: Batch, *, layer: int = 0, cp: Any = None, out: Any = None, stream: Any = None) -> tuple[Any, Any]:
     """The batch's keys and values out of the cache.
 
     Parameters
@@ -349,6 +363,8 @@ def gather(cache: KVCache, batch: Batch, *, layer: int = 0, out: Any = None, str
     batch : Batch
     layer : int
         The cache's layer.
+    cp : ContextParallel, optional
+        The rank that this is; None: the cache's.
     out : pair of arrays (sum of seqlens_k, num_kv_heads, head_dim), of the cache's dtype, contiguous, optional
         Where k and v go; it is returned.
     stream : optional
@@ -357,7 +373,8 @@ def gather(cache: KVCache, batch: Batch, *, layer: int = 0, out: Any = None, str
     Returns
     -------
     k, v : array (sum of seqlens_k, num_kv_heads, head_dim), of the cache's dtype
-        One sequence after the other, on the cache's device.
+        One sequence after the other, on the cache's device. Under context parallelism, with `cp` or a cache of a rank, the rows of this
+        rank's tokens only: `cp.own(batch.seqlens_k)` of each sequence.
 
     Raises
     ------
@@ -373,6 +390,10 @@ def gather(cache: KVCache, batch: Batch, *, layer: int = 0, out: Any = None, str
     (5, 2, 64)
     """
     layer = checks.layer_of(cache, batch, layer)
+    cp = checks.parallel(cp, cache, batch)
+    if cp is not None:
+        checks.batch_of(cache, batch, cp)
+        batch = batch.own(cp)
     checks.batch_of(cache, batch)
     layout, device = cache.layout, cache.device
     shape, dtype = (batch.total_k, layout.num_kv_heads, layout.head_dim), dtypes.of(layout.dtype).numpy

@@ -85,6 +85,12 @@ FIELDS = (
     Field("window_size", "int", "keys that a query sees, itself included; 0: all"),
     Field("num_splits", "int", "decode with cuts: cuts of a sequence, or minus the keys of a cut; prefill, merge: parts"),
     Field("max_splits", "int", "decode with cuts: places for pieces per segment"),
+    Field(
+        "cp_size",
+        "int",
+        "ranks that share the keys of sequences, 1: all are here; lengths are the sequences' own, block_table is of this rank's tokens",
+    ),
+    Field("cp_rank", "int", "this rank: its token i stands at position i * cp_size + cp_rank"),
     Field("qk_scale", "float", "softmax_scale * log2(e)"),
     Field("softcap_in", "float", "softmax_scale / softcap, on q.k before tanh; 0: none"),
     Field("softcap_out", "float", "softcap / softmax_scale, after tanh"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from pagedattn import params
+from pagedattn.parallel import WHOLE, ContextParallel
 
 if TYPE_CHECKING:
     from pagedattn.batch import Batch
@@ -116,6 +117,8 @@ class Problem:
         0: none.
     num_splits : int
         0: chosen; n > 0: n cuts of every sequence; n < 0: cuts of -n keys ("fixed:N").
+    cp : ContextParallel
+        Which of the keys are in the blocks.
     extras : Extras, optional
         None: nothing besides.
     workspace : uint8 array, optional
@@ -142,6 +145,7 @@ class Problem:
     window_size: int = 0
     softcap: float = 0.0
     num_splits: int = 0
+    cp: ContextParallel = WHOLE
     extras: Extras | None = None
     workspace: Any = None
     stream: Any = None

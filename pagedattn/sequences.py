@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,11 +56,11 @@ class SequenceTable:
         """The rows of all sequences."""
         return list(self._rows.values())
 
-    def tokens_in_blocks(self, num_blocks: int, block_len: int) -> Array:
-        """How many tokens of each block belong to a sequence; the longest of those that share it counts."""
+    def tokens_in_blocks(self, num_blocks: int, block_len: int, own: Callable[[int], int]) -> Array:
+        """How many tokens of each block belong to a sequence; the longest of those that share it counts. `own`: of so many, those here."""
         counts = np.zeros(num_blocks, np.int64)
         for row in self.rows:
-            length = int(self.lengths[row])
+            length = own(int(self.lengths[row]))
             first = np.arange(0, length, block_len)
             np.maximum.at(counts, self.blocks[row, : len(first)], np.minimum(length - first, block_len))
         return counts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pagedattn import ops, reference
-from pagedattn.errors import ArgumentError
+from pagedattn.errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
     from pagedattn.batch import Batch
@@ -58,6 +58,10 @@ def assert_matches_reference(
     True
     """
     device = cache.device
+    if cache.cp is not None:
+        raise UnsupportedError(
+            "`cache` must hold every key; got one of a rank. Compare what `merge` makes of the ranks with attention over all keys."
+        )
     k, v = (device.to_host(x).astype(np.float64) for x in ops.gather(cache, batch, layer=layer))
     found, queries = (np.asarray(device.to_host(device.asarray(x))).astype(np.float64) for x in (out, q))
     if found.shape != queries.shape:

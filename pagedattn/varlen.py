@@ -96,7 +96,9 @@ def varlen_attention(
     True
     """
     if cp is not None:
-        checks.refuse(cp=cp)
+        raise UnsupportedError(
+            "`cp` must be None: ranks share the keys of a paged cache, KVCache(..., cp=...); append to one and call paged_attention."
+        )
     where = place(q)
     target = devices.get(device if device is not None else "cpu" if where == "managed" else where)
     if stream is None:

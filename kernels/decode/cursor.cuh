@@ -3,6 +3,7 @@
 // of overhead, then one unit a tile. Every warp takes an equal, contiguous range of units, so ragged batches balance themselves.
 #pragma once
 
+#include "core/context.cuh"
 #include "core/warp.cuh"
 
 constexpr int kSegmentUnits = 1;  // what starting a segment costs, in tiles
@@ -19,41 +20,60 @@ struct Cursor {
     int b, slot;      // sequence; segment within it: KV head * head_packs + pack
     int tile, tiles;  // tile within the segment, and how many there are
     int stop;         // tiles [tile, stop) of the segment are left to the warp; none: it is done
-    int len, first;   // keys of the sequence; its first tile that the window lets through
+    int len, low;     // keys of the sequence that are here; the first of them that the window lets through
     int start;        // unit at which the segment begins
 
     DEVICE static int slots(const Params& p) { return p.num_kv_heads * p.head_packs; }
 
-    // Tiles of sequence b that decode owns: it takes sequences with exactly one query.
-    DEVICE static int count_tiles(const Params& p, int b, int& len, int& first)
+    // Decode takes sequences with exactly one query.
+    DEVICE static bool takes(const Params& p, int b)
+    {
+        return !(p.cu_seqlens_q && p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b] != 1) && !(p.extras.finished && p.extras.finished[b]);
+    }
+
+    // Tiles of sequence b that hold keys which its query sees; keys [low, len).
+    DEVICE static int count_tiles(const Params& p, int b, int& len, int& low)
     {
         len = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];
-        first = 0;
-        if ((p.cu_seqlens_q && p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b] != 1) || (p.extras.finished && p.extras.finished[b])) {
+        low = 0;
+        if (!takes(p, b)) {
             return 0;
         }
         if (p.window_size) {
-            first = max(len - p.window_size, 0) / CTA_S;
+            low = max(len - p.window_size, 0);
         }
-        return (len + CTA_S - 1) / CTA_S - first;
+        if (p.cp_size > 1) {
+            len = own_keys(p, len);
+            low = own_keys(p, low);
+            if (low == len) {
+                return 0;
+            }
+        }
+        return (len + CTA_S - 1) / CTA_S - low / CTA_S;
     }
 
     // Units of one segment of sequence b; 0 if it has no keys.
     DEVICE static int count_units(const Params& p, int b)
     {
-        int len, first;
-        const int n = count_tiles(p, b, len, first);
+        int len, low;
+        const int n = count_tiles(p, b, len, low);
         return n > 0 ? n + kSegmentUnits : 0;
     }
 
-    DEVICE void enter(const Params& p) { tiles = count_tiles(p, b, len, first); }
+    DEVICE void enter(const Params& p) { tiles = count_tiles(p, b, len, low); }
 
     // The warp's range of units ends at `end`.
     DEVICE void end_at(int end) { stop = min(tiles, end - start - kSegmentUnits); }
 
     DEVICE bool done() const { return tile >= stop; }
 
-    DEVICE int key() const { return (first + tile) * CTA_S; }
+    // The first tile that the window lets through.
+    DEVICE int first() const { return low / CTA_S; }
+
+    // The first key of the tile, and of it the first and one past the last key that count; below 0 or above CTA_S: all of that side.
+    DEVICE int key() const { return (first() + tile) * CTA_S; }
+    DEVICE int from() const { return low - key(); }
+    DEVICE int to() const { return len - key(); }
 
     DEVICE int segment(const Params& p) const { return b * slots(p) + slot; }
 
@@ -65,7 +85,8 @@ struct Cursor {
             end_at(end);
         }
         if (done()) {
-            first = tile = stop = 0;  // a tile that surely exists, of whichever sequence
+            low = tile = stop = 0;  // a tile that surely exists, of whichever sequence
+            len = 1;
         }
     }
 

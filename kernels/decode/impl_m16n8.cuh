@@ -157,13 +157,13 @@ struct DecodeImpl {
     }
 
     // Scores become probabilities 2^(s*qk_scale - m). Keys outside [from, to) of the tile do not count.
-    template<class Params>
-    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, u32, const Params& p, int segment, int from,
-                                int to, bool fresh, int g, int t)
+    template<class Params, class Place>
+    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, u32, const Params& p, const Place& place,
+                                int from, int to, bool fresh, int g, int t)
     {
         if (from > 0 || to < CTA_S || p.adjust) {  // rare
             if (p.adjust) {
-                Softmax::Adjust(frag_s, p, first_head<kHeads>(p, segment), to, g, t);
+                Softmax::Adjust(frag_s, p, first_head<kHeads>(p, place.slot), place, to, g, t);
             }
             Softmax::Mask(frag_s, from, to, g);
         }

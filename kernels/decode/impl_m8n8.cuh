@@ -105,9 +105,9 @@ struct QuadPairImpl {
     }
 
     // Scores become probabilities 2^(s*qk_scale - m) in shared memory. Keys outside [from, to) of the tile do not count.
-    template<class Params>
-    static DEVICE void ComputeP(FragP&, FragS& frag_s, State& state, const Query& query, u32 smem_q, u32 slot, const Params& p, int segment,
-                                int from, int to, bool fresh, int g, int t)
+    template<class Params, class Place>
+    static DEVICE void ComputeP(FragP&, FragS& frag_s, State& state, const Query& query, u32 smem_q, u32 slot, const Params& p,
+                                const Place& place, int from, int to, bool fresh, int g, int t)
     {
         const int lane = 4 * g + t, key = Softmax::first_key(lane);
         u32 param_k[2] = {}, param_v[2] = {};
@@ -121,7 +121,7 @@ struct QuadPairImpl {
         }
         Scale(frag_s, state, query, param_k, p.adjust ? 1.f : p.qk_scale, !p.adjust);
         if (p.adjust) {
-            Softmax::Adjust(frag_s, p, first_head<kHeads>(p, segment), to, lane);
+            Softmax::Adjust(frag_s, p, first_head<kHeads>(p, place.slot), place, to, lane);
 #pragma unroll
             for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll

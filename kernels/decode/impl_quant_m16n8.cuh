@@ -180,9 +180,9 @@ struct DecodeQuantImpl {
 
     // Scores s = code score * scale + zero * sum(q) become probabilities 2^(s*qk_scale - m). Keys outside [from, to) of the tile do not
     // count.
-    template<class Params>
-    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query& query, u32, u32 slot, const Params& p, int segment,
-                                int from, int to, bool fresh, int g, int t)
+    template<class Params, class Place>
+    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query& query, u32, u32 slot, const Params& p,
+                                const Place& place, int from, int to, bool fresh, int g, int t)
     {
         u32 param[kLaneKeys], mine[1];
         ld_shared(param, slot + kParamOffset + g * kLaneKeys * 4);
@@ -190,7 +190,7 @@ struct DecodeQuantImpl {
         if (from > 0 || to < CTA_S || p.adjust) {  // rare
             if (p.adjust) {
                 Scale(frag_s, state, query, param, 1.f, 0.f);
-                Softmax::Adjust(frag_s, p, first_head<kHeads>(p, segment), to, g, t);
+                Softmax::Adjust(frag_s, p, first_head<kHeads>(p, place.slot), place, to, g, t);
 #pragma unroll
                 for (int m = 0; m < kKeyTiles; ++m) {
 #pragma unroll

@@ -59,7 +59,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
         Place ahead = place;  // the tile to load
         PrefetchQ(p, ahead, lane_id);
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, ahead.slot / p.head_packs);
-        cache.SetTile(ahead.first + ahead.tile, ahead.len);
+        cache.SetTile(ahead.first() + ahead.tile, ahead.len);
         auto look_ahead = [&](int lane) {  // one tile further, so that the block index is there when it is needed
             ++ahead.tile;
             if (ahead.done()) {
@@ -69,7 +69,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
                     PrefetchQ(p, ahead, lane);
                 }
             }
-            cache.SetTile(ahead.first + ahead.tile, ahead.len);
+            cache.SetTile(ahead.first() + ahead.tile, ahead.len);
         };
         typename GmemIterK::Fragment frag_k;
         if (!ahead.done()) {
@@ -105,9 +105,8 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
                 if (!ahead.done()) {
                     Load(gmem_k, cache, frag_k, lane, 0);
                 }
-                const int key = place.key();
-                const int from = p.window_size ? place.len - p.window_size - key : 0, to = place.len - key;
-                Impl::ComputeP(frag_p, frag_s, state, query, smem_q, smem_slot, p, place.slot, from, to, place.tile == first, g, t);
+                const int from = place.from(), to = place.to();
+                Impl::ComputeP(frag_p, frag_s, state, query, smem_q, smem_slot, p, place, from, to, place.tile == first, g, t);
                 Impl::ComputePV(state, frag_p, smem_q, smem_slot, from, to, g, t);
                 __syncwarp();  // K may stand where V stood; with no tile left, the slot may become the piece's place
                 if (!ahead.done()) {

@@ -34,7 +34,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
         Place ahead = place;  // the tile to load
         PrefetchQ(p, ahead, lane_id);
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, ahead.slot / p.head_packs);
-        cache.SetTile(ahead.first + ahead.tile, ahead.len);
+        cache.SetTile(ahead.first() + ahead.tile, ahead.len);
         auto prefetch =
             [&](u32 i) {  // copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed
                 if (!ahead.done()) {
@@ -56,7 +56,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
                             PrefetchQ(p, ahead, lane);
                         }
                     }
-                    cache.SetTile(ahead.first + ahead.tile, ahead.len);
+                    cache.SetTile(ahead.first() + ahead.tile, ahead.len);
                 }
                 cp_async_commit_group();
             };
@@ -81,13 +81,12 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
                 __syncwarp();
                 prefetch(i + kStages - 1);
 
-                const int key = place.key();
-                const int from = p.window_size ? place.len - p.window_size - key : 0, to = place.len - key;
+                const int from = place.from(), to = place.to();
                 const u32 slot = smem_ring + i % kStages * kSlotBytes;
                 typename Impl::FragS frag_s;
                 typename Impl::FragP frag_p;
                 Impl::ComputeQK(frag_s, query, smem_q, slot, g, t);
-                Impl::ComputeP(frag_p, frag_s, state, query, smem_q, slot, p, place.slot, from, to, place.tile == first, g, t);
+                Impl::ComputeP(frag_p, frag_s, state, query, smem_q, slot, p, place, from, to, place.tile == first, g, t);
                 Impl::ComputePV(state, frag_p, smem_q, slot, from, to, g, t);
                 ++i, ++place.tile;
             } while (!place.done());

@@ -17,10 +17,10 @@ struct Cut {
             count = (c.tiles + per - 1) / per;
         }
         else {  // at multiples of -num_splits keys, whatever the batch
-            const int per = -p.num_splits / keys_of_tile, base = c.first / per;
-            begin = min(max((base + cut) * per - c.first, 0), c.tiles);
-            end = min((base + cut + 1) * per - c.first, c.tiles);
-            count = (c.first + c.tiles + per - 1) / per - base;
+            const int per = -p.num_splits / keys_of_tile, first = c.first(), base = first / per;
+            begin = min(max((base + cut) * per - first, 0), c.tiles);
+            end = min((base + cut + 1) * per - first, c.tiles);
+            count = (first + c.tiles + per - 1) / per - base;
         }
     }
 };

@@ -49,9 +49,9 @@ struct DecodeSoftmax {
         DEVICE float l(int n, int e) const { return frag_l[n][2 + e]; }
     };
 
-    // Softcap and ALiBi, on the scale of q.k. The query stands on its sequence's last key, which is key to - 1 of the tile.
-    template<class Params>
-    static DEVICE void Adjust(FragS& frag_s, const Params& p, int first_head, int to, int g, int t)
+    // Softcap and ALiBi, on the scale of q.k.
+    template<class Params, class Place>
+    static DEVICE void Adjust(FragS& frag_s, const Params& p, int first_head, const Place& place, int to, int g, int t)
     {
         if (p.softcap_in != 0.f) {
 #pragma unroll
@@ -66,7 +66,7 @@ struct DecodeSoftmax {
             }
         }
         if (p.extras.alibi_slopes) {
-            const float first = (float)(kLaneKeys * g - to + 1);
+            const float first = distance_from_query(p, place, kLaneKeys * g - to), step = (float)opaque(p.cp_size);
 #pragma unroll
             for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
@@ -75,7 +75,7 @@ struct DecodeSoftmax {
 #pragma unroll
                     for (int k = 0; k < kLaneKeys; ++k) {
                         float& s = frag_s[k / 2][n][k % 2 * 2 + e];
-                        s = fmaf(slope, first + (float)k, s);
+                        s = fmaf(slope, fmaf((float)k, step, first), s);
                     }
                 }
             }

@@ -51,12 +51,12 @@ struct QuadPairSoftmax {
     static DEVICE int first_key(int lane) { return lane / 4 * 4 + lane % 2 * 2; }
     static DEVICE float& score(FragS& frag_s, int n, int e, int key) { return frag_s[n][e / 2][2 * key + e % 2]; }
 
-    // Softcap and ALiBi, on the scale of q.k. The query stands on its sequence's last key, which is key to - 1 of the tile.
-    template<class Params>
-    static DEVICE void Adjust(FragS& frag_s, const Params& p, int first_head, int to, int lane)
+    // Softcap and ALiBi, on the scale of q.k.
+    template<class Params, class Place>
+    static DEVICE void Adjust(FragS& frag_s, const Params& p, int first_head, const Place& place, int to, int lane)
     {
         const bool capped = p.softcap_in != 0.f, sloped = p.extras.alibi_slopes;
-        const float distance = (float)(first_key(lane) - to + 1);
+        const float distance = distance_from_query(p, place, first_key(lane) - to), step = (float)opaque(p.cp_size);
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
@@ -66,7 +66,7 @@ struct QuadPairSoftmax {
 #pragma unroll
                 for (int k = 0; k < 2; ++k) {
                     float& s = score(frag_s, n, e, k);
-                    s = fmaf(slope, distance + (float)k, capped ? softcap(p, s) : s);
+                    s = fmaf(slope, k ? distance + step : distance, capped ? softcap(p, s) : s);
                 }
             }
         }

@@ -22,17 +22,19 @@ DEVICE void cap_scores(typename Impl::FragS& frag_s, const Params& p)
 template<class Impl, class Params, class Tile>
 DEVICE void add_alibi(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int row, int first)
 {
+    const float step = (float)opaque(p.cp_size);
 #pragma unroll
     for (int i = 0; i < Impl::kSlabs; ++i) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             const float slope = alibi_slope(p, query.head(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep));
-            const float distance = (float)(first - query.position(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep));
+            const int position = query.position(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep);
+            const float distance = (float)(position_of_key(p, first) - position);
 #pragma unroll
             for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
-                    frag_s[i][j][2 * h + e] = fmaf(slope, distance + (float)(8 * j + e), frag_s[i][j][2 * h + e]);
+                    frag_s[i][j][2 * h + e] = fmaf(slope, fmaf((float)(8 * j + e), step, distance), frag_s[i][j][2 * h + e]);
                 }
             }
         }
@@ -47,13 +49,14 @@ DEVICE void apply_mask(typename Impl::FragS& frag_s, const Params& p, const Tile
     for (int i = 0; i < Impl::kSlabs; ++i) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const u8* const kept =
-                mask + (i64)min(query.token(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep), query.qlen - 1) * query.klen + first;
+            const u8* const kept = mask +
+                                   (i64)min(query.token(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep), query.qlen - 1) * query.klen +
+                                   position_of_key(p, first);
 #pragma unroll
             for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
-                    if (first + 8 * j + e >= query.klen || !kept[8 * j + e]) {
+                    if (first + 8 * j + e >= query.len || !kept[(8 * j + e) * p.cp_size]) {
                         frag_s[i][j][2 * h + e] = negative_infinity();
                     }
                 }

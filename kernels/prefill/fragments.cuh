@@ -27,10 +27,10 @@ struct PrefillFragments {
         }
     }
 
-    // Row r of slab i stands d = i * slab_step + r positions after the warp's first row; it keeps the keys [from + d, to + d * step_to) of
-    // this tile.
+    // Row r of slab i stands d = i * slab_step + r positions after the warp's first row; it keeps the positions [from + d, to + d * step_to),
+    // counted from that of the tile's first key. A key stands key_step positions after the one before it.
     struct Bounds {
-        int from, to, step_to, slab_step;
+        int from, to, step_to, slab_step, key_step;
     };
 
     static DEVICE void Mask(FragS& frag_s, const Bounds& bounds, int lane)
@@ -40,7 +40,13 @@ struct PrefillFragments {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const int down = i * bounds.slab_step + Map::row(lane) + Map::kRowStep * h, first = Map::key(lane);
-                const int from = bounds.from + down - first, to = bounds.to + down * bounds.step_to - first;
+                int from = bounds.from + down, to = bounds.to + down * bounds.step_to;
+                if (bounds.key_step > 1) {
+                    const int step = opaque(bounds.key_step);  // nothing of the division is worth a register of the main loop
+                    from = (max(from, 0) + step - 1) / step;
+                    to = (max(to, 0) + step - 1) / step;
+                }
+                from -= first, to -= first;
 #pragma unroll
                 for (int j = 0; j < 2 * kKeySteps; ++j) {
 #pragma unroll

@@ -36,15 +36,16 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
         const int last_tile = max(first_tile, tile - per_part + 1);
         Clear();
         if (tile < last_tile) {  // no keys for this part
+            __syncthreads();     // nothing of Q is written any more in what becomes the place of O
             return;
         }
 
         TileSource source(p, query.b, query.kv_head, smem_ring, thread);
-        source.Start(tile, query.klen);
+        source.Start(tile, query.len);
 
         // A warp's slabs hold consecutive tokens, or the same tokens of other heads.
         const int position = query.position(warp_row), slab_step = Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0;
-        const Place place{warp_row, position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, query.klen, lane};
+        const Place place{warp_row, position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, query.len, lane};
         const SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
 
         const int whole_end = query.common_keys(p) / CTA_S, whole_begin = (query.common_first_key(p) + CTA_S - 1) / CTA_S;
@@ -66,7 +67,7 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
 private:
     // Where a warp stands: its first row, positions of that and of the last one.
     struct Place {
-        int warp_row, position, last, slab_step, klen, lane;
+        int warp_row, position, last, slab_step, len, lane;
     };
 
     // One tile. `masked`: the sequence's end, the diagonal or the window may cut it; `more`: another one follows.
@@ -74,10 +75,10 @@ private:
     DEVICE void Turn(const Params& p, const QueryTile<kRows>& query, TileSource& source, const SmemIterQ& iter_q, const Place& place,
                      int tile, bool more)
     {
-        const bool some = !masked || !p.causal || tile * CTA_S <= place.last;  // else no row of this warp keeps a key
+        const bool some = !masked || !p.causal || position_of_key(p, tile * CTA_S) <= place.last;  // else no row of this warp keeps a key
         const int lane = opaque(place.lane);
         typename Impl::FragS frag_s;
-        source.template LoadV<masked>(place.klen);
+        source.template LoadV<masked>(place.len);
         __syncthreads();  // K is there, and the last V is used up
         if (some) {
             Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{source.smem_k_, lane});
@@ -113,13 +114,16 @@ private:
     template<class Params>
     static DEVICE void Mask(const Params& p, typename Impl::FragS& frag_s, const Place& place, int key0)
     {
-        const int keys = p.causal ? place.position + 1 : place.klen;  // that the warp's first row keeps, but for the window
-        if (key0 + CTA_S > keys || (p.window_size && key0 <= place.last - p.window_size)) {
+        // of what the warp's first row keeps, but for the window
+        const int end = 1 + (p.causal ? place.position : position_of_key(p, place.len - 1));
+        const int place0 = position_of_key(p, key0);
+        if (position_of_key(p, key0 + CTA_S - 1) >= end || (p.window_size && place0 <= place.last - p.window_size)) {
             typename Impl::Bounds bounds;
-            bounds.to = keys - key0;
+            bounds.to = end - place0;
             bounds.step_to = p.causal ? 1 : 0;
-            bounds.from = p.window_size ? place.position - p.window_size + 1 - key0 : -1 << 30;
+            bounds.from = p.window_size ? place.position - p.window_size + 1 - place0 : -1 << 30;
             bounds.slab_step = place.slab_step;
+            bounds.key_step = p.cp_size;
             Impl::Mask(frag_s, bounds, place.lane);
         }
     }

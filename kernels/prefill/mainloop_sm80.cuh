@@ -36,33 +36,36 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
         if (tile < last_tile) {  // no keys for this part
             cp_async_commit_group();
             cp_async_wait_group<0>();
+            __syncthreads();  // nothing of Q arrives any more in what becomes the place of O
             return;
         }
 
         TileSource source(p, query.b, query.kv_head, smem_ring, thread);
-        source.Start(tile, query.klen);
+        source.Start(tile, query.len);
         cp_async_commit_group();
 
         // A warp's slabs hold consecutive tokens, or the same tokens of other heads.
         const int position = query.position(warp_row), slab_step = Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0;
         const typename Impl::SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
         for (; tile >= last_tile; --tile) {
-            const u32 slot = source.Next(tile > last_tile, query.klen);
-            const int key0 = tile * CTA_S;
+            const u32 slot = source.Next(tile > last_tile, query.len);
+            const int key0 = tile * CTA_S, place0 = position_of_key(p, key0);
             const int last = position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1;  // position of the warp's last row
-            if (!p.causal || key0 <= last) {                                                   // else no row of this warp keeps a key
+            if (!p.causal || place0 <= last) {                                                 // else no row of this warp keeps a key
                 typename Impl::FragS frag_s;
                 Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{slot, lane});
                 if constexpr (Impl::kAdjusted) {
                     adjust_scores<Impl>(frag_s, p, query, warp_row, key0, lane);
                 }
-                const int keys = p.causal ? position + 1 : query.klen;  // that the warp's first row keeps, but for the window
-                if (key0 + CTA_S > keys || (p.window_size && key0 <= last - p.window_size)) {
+                // of what the warp's first row keeps, but for the window
+                const int end = 1 + (p.causal ? position : position_of_key(p, query.len - 1));
+                if (position_of_key(p, key0 + CTA_S - 1) >= end || (p.window_size && place0 <= last - p.window_size)) {
                     typename Impl::Bounds bounds;
-                    bounds.to = keys - key0;
+                    bounds.to = end - place0;
                     bounds.step_to = p.causal ? 1 : 0;
-                    bounds.from = p.window_size ? position - p.window_size + 1 - key0 : -1 << 30;
+                    bounds.from = p.window_size ? position - p.window_size + 1 - place0 : -1 << 30;
                     bounds.slab_step = slab_step;
+                    bounds.key_step = p.cp_size;
                     Impl::Mask(frag_s, bounds, lane);
                 }
                 Impl::MoveReference(frag_s, frag_o, frag_m, frag_l, p.qk_scale);

@@ -1,7 +1,7 @@
 // A CTA's query tile: tokens of one sequence for a pack of heads of one KV head. Row r is token r % tokens, head r / tokens.
 #pragma once
 
-#include "core/types.cuh"
+#include "core/context.cuh"
 
 template<int kRows>
 struct QueryTile {
@@ -9,6 +9,7 @@ struct QueryTile {
     int token0;       // first token of the tile, in the sequence's new tokens
     int tokens_log2;  // tokens per tile
     int row0, qlen, klen;
+    int len;  // keys of the sequence that are here
 
     // Heads vary fastest, so that CTAs which share K and V run together; the tiles with most keys come first.
     // False where the sequence has no such tile, is finished, or has a single query, which decode takes.
@@ -24,6 +25,7 @@ struct QueryTile {
         row0 = p.cu_seqlens_q[b];
         qlen = p.cu_seqlens_q[b + 1] - row0;
         klen = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];
+        len = own_keys(p, klen);
         tokens_log2 = 31 - __clz(kRows) - pack_log2;
         const int tile = ((qlen + (1 << tokens_log2) - 1) >> tokens_log2) - 1 - from_end;
         token0 = tile << tokens_log2;
@@ -35,29 +37,29 @@ struct QueryTile {
     DEVICE int position(int row) const { return klen - qlen + token(row); }
     DEVICE bool valid(int row) const { return token(row) < qlen; }
 
-    // Keys that some row of the tile may see: [first_key, keys).
+    // Keys here that some row of the tile may see: [first_key, keys).
     template<class Params>
     DEVICE int keys(const Params& p) const
     {
-        return p.causal ? klen - qlen + min(token0 + (1 << tokens_log2), qlen) : klen;
+        return p.causal ? own_keys(p, klen - qlen + min(token0 + (1 << tokens_log2), qlen)) : len;
     }
 
     template<class Params>
     DEVICE int first_key(const Params& p) const
     {
-        return p.window_size ? max(klen - qlen + token0 - p.window_size + 1, 0) : 0;
+        return p.window_size ? own_keys(p, max(klen - qlen + token0 - p.window_size + 1, 0)) : 0;
     }
 
-    // Keys that every row of the tile sees, as far as it has them all: [common_first_key, common_keys).
+    // Keys here that every row of the tile sees, as far as it has them all: [common_first_key, common_keys).
     template<class Params>
     DEVICE int common_keys(const Params& p) const
     {
-        return p.causal ? klen - qlen + token0 + 1 : klen;
+        return p.causal ? own_keys(p, klen - qlen + token0 + 1) : len;
     }
 
     template<class Params>
     DEVICE int common_first_key(const Params& p) const
     {
-        return p.window_size ? max(klen - qlen + token0 + (1 << tokens_log2) - p.window_size, 0) : 0;
+        return p.window_size ? own_keys(p, max(klen - qlen + token0 + (1 << tokens_log2) - p.window_size, 0)) : 0;
     }
 };

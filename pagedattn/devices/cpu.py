@@ -16,6 +16,7 @@ from pagedattn.prepare import prepare
 
 if TYPE_CHECKING:
     from pagedattn.layout import Affine
+    from pagedattn.parallel import ContextParallel
     from pagedattn.problem import Problem
 
 Array = np.ndarray[Any, Any]
@@ -168,33 +169,40 @@ def _rows(problem: Problem) -> tuple[_Rows, _Rows]:
 
 
 def _places(problem: Problem, counts: Array) -> tuple[Array, Array]:
-    """Block and token in the block of each sequence's last `counts` tokens, one sequence after the other."""
-    batch, block_len = problem.batch, problem.layout.block_len
-    sequence = np.repeat(np.arange(batch.batch_size), counts)
+    """Sequence and position of each sequence's last `counts` tokens, one sequence after the other."""
+    sequence = np.repeat(np.arange(problem.batch.batch_size), counts)
     starts = np.cumsum(counts) - counts
-    position = np.arange(len(sequence)) + np.repeat(batch.seqlens_k - counts - starts, counts)
-    return batch.block_table[sequence, position // block_len], position % block_len
+    return sequence, np.arange(len(sequence)) + np.repeat(problem.batch.seqlens_k - counts - starts, counts)
+
+
+def _found(problem: Problem, sequence: Array, index: Array) -> tuple[Any, ...]:
+    """Where in the pool the tokens are that sequences keep at some indices."""
+    block_len = problem.layout.block_len
+    return problem.batch.block_table[sequence, index // block_len], slice(None), index % block_len
 
 
 def _append(problem: Problem) -> None:
-    block, token = _places(problem, problem.batch.seqlens_q)
+    cp, finished = problem.cp, problem.batch.finished
+    sequence, position = _places(problem, problem.batch.seqlens_q)
+    mine = position % cp.size == cp.rank
+    if finished is not None:
+        mine &= ~finished.astype(bool)[sequence]
+    places = _found(problem, sequence[mine], position[mine] // cp.size)
     new_k, new_v, extras = problem.k, problem.v, problem.extras
     if extras is not None:
         new_k = prepare(new_k, extras.k_bias, extras, problem.batch)
         new_v = prepare(new_v, extras.v_bias, extras, problem.batch, turning=False)
-    if problem.batch.finished is not None:
-        live = ~np.repeat(problem.batch.finished.astype(bool), problem.batch.seqlens_q)
-        block, token, new_k, new_v = block[live], token[live], new_k[live], new_v[live]
     for rows, new in zip(_rows(problem), (new_k, new_v), strict=True):
-        rows.write((block, slice(None), token), new)
+        rows.write(places, new[mine])
 
 
 def _gather(problem: Problem) -> None:
-    block, token = _places(problem, problem.batch.seqlens_k)
+    sequence, position = _places(problem, problem.batch.seqlens_k)
     finished = problem.batch.finished
-    live = slice(None) if finished is None else ~np.repeat(finished.astype(bool), problem.batch.seqlens_k)
+    live = slice(None) if finished is None else ~finished.astype(bool)[sequence]
+    places = _found(problem, sequence[live], position[live])
     for rows, found in zip(_rows(problem), (problem.k, problem.v), strict=True):
-        found[live] = rows.read((block[live], slice(None), token[live]))
+        found[live] = rows.read(places)
 
 
 def _attention(problem: Problem) -> None:
@@ -233,9 +241,9 @@ def _sources(problem: Problem) -> Iterator[tuple[_Source, _Source, Array]]:
 
 
 def _attend(problem: Problem, k: _Source, v: _Source, table: Array, tokens: slice, position: int, length: int, mask: Array | None) -> None:
-    """Attention of the query rows `tokens`, of which the first stands at `position` of a sequence of `length` keys.
+    """Attention of the query rows `tokens`, of which the first stands at `position` of a sequence of `length` tokens.
 
-    `mask`: bool (queries, length), or None.
+    Keys are counted as they are here: under context parallelism key i stands at i * size + rank. `mask`: bool (queries, length), or None.
     """
     heads, dim, block_len = problem.layout.num_kv_heads, problem.layout.head_dim, problem.layout.block_len
     count = tokens.stop - tokens.start
@@ -244,14 +252,15 @@ def _attend(problem: Problem, k: _Source, v: _Source, table: Array, tokens: slic
     group = q.shape[2]
     q = q.reshape(heads, count * group, dim)
 
-    window = problem.window_size
-    lowest = max(0, position + 1 - window) if window else 0
-    end = min(length, position + count) if problem.causal else length
+    window, cp = problem.window_size, problem.cp
+    lowest = cp.own(max(0, position + 1 - window)) if window else 0
+    end = cp.own(min(length, position + count) if problem.causal else length)
+    mask = mask if mask is None else mask[:, cp.rank :: cp.size]
     step = max(1, min(_SCORES // (heads * count * group), _ELEMENTS // (heads * dim)) // block_len) * block_len
     top = np.full((heads, count * group, 1), -np.inf, np.float32)
     total = np.zeros_like(top)
     summed = np.zeros_like(q)
-    for low in range(lowest // block_len * block_len, end, step):
+    for low in range(lowest // block_len * block_len, end if lowest < end else 0, step):
         first, last = max(low, lowest), min(low + step, end)
         blocks = table[low // block_len : -(-last // block_len)]
         keys = k.dense(blocks)[:, first - low : last - low]
@@ -262,7 +271,7 @@ def _attend(problem: Problem, k: _Source, v: _Source, table: Array, tokens: slic
             np.tanh(scores, out=scores)
             scores *= np.float32(problem.softcap)
         if problem.extras is not None and problem.extras.alibi_slopes is not None:
-            _add_alibi(scores.reshape(heads, count, group, -1), problem.extras.alibi_slopes, np.arange(first, last), position)
+            _add_alibi(scores.reshape(heads, count, group, -1), problem.extras.alibi_slopes, _positions(cp, first, last), position)
         kept = _kept(problem, position, count, first, last)
         if mask is not None:
             kept = mask[:, first:last] if kept is None else kept & mask[:, first:last]
@@ -294,6 +303,11 @@ def _attend(problem: Problem, k: _Source, v: _Source, table: Array, tokens: slic
         problem.lse[tokens] = lse.reshape(heads, count, group).transpose(1, 0, 2).reshape(count, heads * group)
 
 
+def _positions(cp: ContextParallel, first: int, last: int) -> Array:
+    """Where the keys `first` .. `last`-1 that are here stand in their sequence."""
+    return np.arange(first, last) * cp.size + cp.rank
+
+
 def _add_alibi(scores: Array, slopes: Array, keys: Array, position: int) -> None:
     """Add slope * (key - query) to scores (num_kv_heads, queries, heads of a group, keys)."""
     heads, count, group, _ = scores.shape
@@ -303,12 +317,11 @@ def _add_alibi(scores: Array, slopes: Array, keys: Array, position: int) -> None
 
 def _kept(problem: Problem, position: int, count: int, first: int, last: int) -> Array | None:
     """Which of the keys `first` .. `last`-1 each of `count` queries from `position` on sees, (count, keys); None: all of them."""
-    window = problem.window_size
-    behind = problem.causal and last - 1 > position
-    ahead = bool(window) and first <= position + count - 1 - window
+    window, key = problem.window_size, _positions(problem.cp, first, last)
+    behind = problem.causal and key[-1] > position
+    ahead = bool(window) and key[0] <= position + count - 1 - window
     if not behind and not ahead:
         return None
-    key = np.arange(first, last)
     query = np.arange(position, position + count)[:, None]
     kept = key <= query if behind else np.ones((count, last - first), bool)
     return kept & (query - key < window) if ahead else kept

@@ -112,7 +112,7 @@ class InterpreterDevice(Device):
     def run(self, problem: Problem) -> None:
         batch = problem.batch
         if problem.pool is not None:
-            batch.check_cache(problem.layout, problem.pool.shape[0])
+            batch.check_cache(problem.layout, problem.pool.shape[0], problem.cp)
         self.launches = []
         arrays = {
             name: getattr(problem, name) for name in (*_INPUTS[problem.op], *_OUTPUTS[problem.op]) if getattr(problem, name) is not None

@@ -184,19 +184,11 @@ def test_block_index_beyond_int32(setup: Setup, entry: int, operation: str) -> N
     pa.gather(setup.cache, batch([[0, 1], [2, entry]]))
 
 
-LATER = ("cp",)
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_keywords_of_later_versions(setup: Setup, name: str) -> None:
-    with pytest.raises(pa.UnsupportedError, match=f"`{name}` is not in this version"):
-        setup.attend(**{name: object()})
-
-
-@pytest.mark.parametrize("name", ["cp"])
-def test_keywords_of_later_versions_for_append(setup: Setup, name: str) -> None:
-    with pytest.raises(pa.UnsupportedError, match=f"`{name}` is not in this version"):
-        setup.append(**{name: object()})
+def test_context_parallelism_of_another_kind(setup: Setup) -> None:
+    for call in (setup.attend, setup.append):
+        with pytest.raises(pa.ArgumentError, match=r"`cp` must be a ContextParallel\(rank, size\), or None; got tuple"):
+            call(cp=(0, 2))
+    assert setup.state() == setup.before
 
 
 def test_unknown_keyword(setup: Setup) -> None:

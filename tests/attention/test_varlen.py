@@ -81,7 +81,7 @@ def test_refused() -> None:
         ((q, k, v[:, :1], good, good), {}, r"`v.shape\[1\]` must equal the KV heads, 2; got 1"),
         ((q, k, v, good, good), {"mask": np.ones(3, bool)}, r"`mask` must be bool of shape \(13,\)"),
         ((q, k, v, good, good), {"rope": "yarn"}, "`rope` of varlen_attention must be a Rope"),
-        ((q, k, v, good, good), {"cp": 1}, "`cp` is not in this version"),
+        ((q, k, v, good, good), {"cp": 1}, "`cp` must be None: ranks share the keys of a paged cache"),
     ):
         with pytest.raises(pa.PagedAttnError, match=text):
             pa.varlen_attention(*arguments, **keywords)

@@ -33,3 +33,11 @@ def test_serving_loop_says_when_a_request_can_never_fit() -> None:
     script = runpy.run_path(str(EXAMPLES / "serving_loop.py"))
     with pytest.raises(MemoryError, match="blocks"):
         script["main"](num_blocks=20, device="cpu")
+
+
+def test_context_parallel(capsys: pytest.CaptureFixture[str]) -> None:
+    script = runpy.run_path(str(EXAMPLES / "context_parallel.py"))
+    script["main"](ranks=3, device="cpu")
+    line = capsys.readouterr().out
+    assert "1000 tokens of prompt and 5 of decoding on 3 threads" in line
+    assert float(line.split("within ")[1].split()[0]) < 2e-3

@@ -220,6 +220,13 @@ def test_changes_in_the_other_family(name: str, target: str) -> None:
     test_attention.test_case(dataclasses.replace(case, lengths=((1, 70), (1, 1), (0, 20), (1, 129))), f"interpreter:{target}")
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_70"])
+def test_last_sequence_is_empty(target: str) -> None:
+    """Decode looks one tile ahead, past its last segment: not before a block table whose first row it stands on."""
+    case = Case("ends-empty", "tiles of two blocks", ((1, 5), (0, 0)), head_dim=64, block_len=16, kv_dtype="int8")
+    test_attention.test_case(case, f"interpreter:{target}")
+
+
 def test_options_are_rows_of_the_table() -> None:
     assert {*OPTIONS, *SM70_OPTIONS, *SM70_DECODE_OPTIONS} - {c.id for c in CASES} == set()
 

@@ -25,13 +25,13 @@ TEMPLATES = sorted(resources.folder("templates").glob("*.j2"))
 # A part imports parts of its own row and of the rows above; none imports itself through another.
 ROWS = (
     ("errors", "dtypes", "arch", "env", "resources"),
-    ("layout", "params", "tuning", "prepare", "problem", "quant", "rope", "footprint", "spec"),
+    ("layout", "params", "parallel", "tuning", "prepare", "problem", "quant", "rope", "footprint", "spec"),
     ("render", "nvrtc", "kernel", "entry", "store"),
     ("build", "dispatch", "plan", "workspace"),
     ("devices",),
     ("allocator", "sequences", "arrays", "batch", "blocks", "convert", "figures", "pools", "cache", "checks", "extras"),
     ("ops", "merge", "varlen"),
-    ("archive", "bench", "explain", "precompile", "show", "testing", "warmup"),
+    ("archive", "bench", "distributed", "explain", "precompile", "show", "testing", "warmup"),
     ("pagedattn", "torch", "transformers"),
     ("cli", "doctor", "demo", "__main__"),
 )
