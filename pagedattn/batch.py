@@ -242,7 +242,8 @@ class Batch:
         """Put another batch's block table and lengths into this one's device arrays, on the current stream.
 
         Launches that were captured with this batch then are of the other's sequences. What the launches take by value stays as it is:
-        `max_seqlen_k` and `max_blocks` are the room that this batch was made with.
+        `max_seqlen_k` and `max_blocks` are the room that this batch was made with, and a captured dynamic Rope keeps the base that it
+        had. `finished` flags are written where this batch's lie, in the caller's array if it was given one.
 
         Raises
         ------
@@ -265,6 +266,8 @@ class Batch:
             raise ArgumentError(f"`other` must be on {self.device.name}; got one on {other.device.name}.")
         if other.blocks is not None or self.blocks is not None:
             raise ArgumentError("batches of `from_block_ptrs` must be made anew for each step; got one to assign.")
+        if self.finished is not None and isinstance(self.finished, np.ndarray) and not self.finished.flags.writeable:
+            raise ArgumentError("`finished` of this batch must be writable, for `assign` writes there; got a read-only array.")
         if other.finished is not None and self.finished is None:
             raise ArgumentError("`other.finished` needs a place in this batch, which was made without `finished`. Make it with flags.")
         if not np.array_equal(other.seqlens_q, self.seqlens_q):

@@ -41,13 +41,15 @@ def resolve(
         A value that does not fit the cache, the batch or the queries.
     """
     if (
-        isinstance(rope, Rope) and q_bias is k_bias is v_bias is logn_max_position is alibi_slopes is None
+        isinstance(rope, Rope) and q_bias is k_bias is v_bias is logn_max_position is alibi_slopes is mask is None
     ):  # a layer asks like the one before it
-        found = batch.notes.get((rope, cache.layout.head_dim))
+        # lengths may be assigned anew, and a dynamic base follows them
+        key = rope, cache.layout.head_dim, batch.seqlens_k.tobytes() if rope.kind == "dynamic" else b""
+        found = batch.notes.get(key)
         if found is None:
             found = Extras(finished=batch.finished)
             _rope(found, rope, cache, batch)
-            batch.notes[rope, cache.layout.head_dim] = found
+            batch.notes[key] = found
         return found
     extras = Extras(finished=batch.finished)
     if rope is not None:

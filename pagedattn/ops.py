@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pagedattn import checks, dtypes
+from pagedattn import checks, dispatch, dtypes
 from pagedattn.arrays import adopt, give_back, room_like, stream_of
 from pagedattn.errors import ArgumentError
 from pagedattn.extras import resolve
@@ -329,8 +329,8 @@ def paged_attention(
             key=key,
         )
         plan = device.prepare(problem)
-    if workspace is not None and plan is not None:
-        require(workspace.nbytes, plan)
+    if workspace is not None and (plan is not None or device.arch is not None):  # before anything is written
+        require(workspace.nbytes, dispatch.select(problem, device) if plan is None else plan)  # type: ignore[arg-type]
     if seen is not rows:
         _append(k, v, cache, batch, layer, extras, stream, cp, rows, seen)
     elif k is not None:

@@ -71,7 +71,8 @@ def varlen_attention(
     cu_seqlens_q, cu_seqlens_k : integers (batch_size + 1)
         Where each sequence's rows begin in q, and in k and v: 0, ..., total. They are read on the host: an array on a GPU is waited for.
     rope : Rope, optional
-        Turns queries and keys; the turned keys, and the values, go through a temporary paged cache.
+        Turns queries and keys; the turned keys, and the values, go through a temporary paged cache, as they do for `q_bias` and
+        `logn_max_position`.
     device : str or Device, optional
         None: where `q` is. "interpreter" runs the GPU's kernels on host arrays.
 
@@ -112,14 +113,17 @@ def varlen_attention(
         checks.rows(x, space, name, (batch.total_k, space.layout.num_kv_heads, space.layout.head_dim))
         if x.strides[0] > _MOST_ROW_BYTES:
             raise ArgumentError(f"`{name}`'s token stride must be at most {_MOST_ROW_BYTES} bytes; got {x.strides[0]}. Copy it.")
-    options: dict[str, Any] = {"q_bias": q_bias, "logn_max_position": logn_max_position, "alibi_slopes": alibi_slopes, "mask": mask}
-    if rope is not None:
+    changes: dict[str, Any] = {"q_bias": q_bias, "logn_max_position": logn_max_position}
+    options: dict[str, Any] = {"alibi_slopes": alibi_slopes, "mask": mask}
+    if not (rope is q_bias is logn_max_position is None):  # queries change on their way beside keys that go into a cache
+        rope = Rope("none") if rope is None else rope
         return _turned(
             (q, keys, values),
             space,
             batch,
             rope,
             stream,
+            **changes,
             **options,
             softmax_scale=softmax_scale,
             causal=causal,

@@ -280,6 +280,7 @@ def _adjusted() -> Iterator[Case]:
     yield Case(
         "mask-tree", "drafted tokens of one depth share a position", tree, mask="tree", rope={"kind": "default"}, positions=700, append=True
     )
+    yield Case("mask-rope", "a rope asks for nothing else", tree, mask="tree", rope={"kind": "default"}, append=True, head_dim=64)
     yield Case("mask-window", "options meet", tree, mask="tree", alibi=0.2, keywords={"window_size": 50, "softcap": 9.0}, num_heads=12)
     rope = {"kind": "linear", "factor": 2.0, "dim": 64}
     yield Case("alibi-rope", "all at once", MIXED, alibi=0.3, rope=rope, biases=True, keywords={"softcap": 30.0}, append=True)

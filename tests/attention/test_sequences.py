@@ -131,3 +131,39 @@ def test_blocks_of_the_callers(kv_dtype: str | None, device: str) -> None:
 def test_bad_addresses(pointers: Any, nums: Any, lengths: Any, text: str) -> None:
     with pytest.raises(pa.ArgumentError, match=text):
         pa.Batch.from_block_ptrs(pointers, nums, [1] * len(lengths), lengths, device="cpu").check_width(16)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_dynamic_rope_follows_assigned_lengths(device: str) -> None:
+    rng, where = np.random.default_rng(0), pa.devices.get(device)
+    cache = pa.KVCache(3, num_kv_heads=1, head_dim=64, block_len=16, device=device)
+    q, k, v = (where.asarray(rng.standard_normal((40, 1, 64)).astype(np.float16)) for _ in range(3))
+    pa.append(k, v, cache, pa.Batch([[0, 1, 2]], [40], [40], device=device))
+    rope = pa.Rope("dynamic", factor=4.0, max_position=8)
+    room = pa.Batch([[0, 1, 2]], [1], [40], device=device)
+    before = where.to_host(pa.paged_attention(q[:1], cache, room, rope=rope))
+    shorter = pa.Batch([[0, 1, 2]], [1], [20], device=device)
+    room.assign(shorter)
+    found = where.to_host(pa.paged_attention(q[:1], cache, room, rope=rope))
+    np.testing.assert_array_equal(found, where.to_host(pa.paged_attention(q[:1], cache, shorter, rope=rope)))
+    assert not np.array_equal(found, before)
+
+
+def test_assign_writes_flags_only_where_it_may() -> None:
+    flags = np.array([True, False])
+    flags.flags.writeable = False
+    room = pa.Batch([[0], [1]], [1, 1], [5, 6], finished=flags, device="cpu")
+    with pytest.raises(pa.ArgumentError, match="`finished` of this batch must be writable"):
+        room.assign(pa.Batch([[2], [3]], [1, 1], [7, 8], device="cpu"))
+    assert room.block_table.ravel().tolist() == [0, 1]
+    assert room.cu_seqlens_k.tolist() == [0, 5, 11]
+
+
+def test_a_small_workspace_is_refused_before_anything_is_appended() -> None:
+    cache = pa.KVCache(2, num_kv_heads=1, head_dim=64, block_len=16, device="interpreter")
+    batch = cache.extend([cache.new_sequence()], [1])
+    row, pool = np.ones((1, 1, 64), np.float16), cache.pool.copy()
+    small = cache.device.zeros((16,), np.uint8)
+    with pytest.raises(pa.ArgumentError, match="`workspace` must have at least"):
+        pa.paged_attention(row, cache, batch, k=row, v=row, workspace=small)
+    np.testing.assert_array_equal(cache.pool, pool)

@@ -67,6 +67,22 @@ def test_rope_turns_keys_too(device: str) -> None:
     assert not np.array_equal(where.to_host(found), where.to_host(pa.varlen_attention(q, k, v, starts, starts, device=device)))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["q_bias", "logn_max_position"])
+def test_queries_change_without_a_rope(name: str, device: str) -> None:
+    rng, where = np.random.default_rng(0), pa.devices.get(device)
+    q, k, v = (where.asarray(rng.standard_normal((20, heads, 64)).astype(np.float16)) for heads in (4, 2, 2))
+    keywords: dict[str, Any] = {
+        name: 5 if name == "logn_max_position" else where.asarray(rng.standard_normal((4, 64)).astype(np.float16)),
+        "window_size": 9,
+    }
+    found = where.to_host(pa.varlen_attention(q, k, v, [0, 20], [0, 20], device=device, **keywords))
+    cache = pa.KVCache(1, num_kv_heads=2, head_dim=64, device=device)
+    expected = pa.paged_attention(q, cache, cache.extend([cache.new_sequence()], [20]), k=k, v=v, **keywords)
+    np.testing.assert_array_equal(found, where.to_host(expected))
+    assert not np.array_equal(found, where.to_host(pa.varlen_attention(q, k, v, [0, 20], [0, 20], window_size=9, device=device)))
+
+
 def test_refused() -> None:
     q = k = v = np.ones((5, 2, 64), np.float16)
     good = [0, 3, 5]
