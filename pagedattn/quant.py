@@ -45,7 +45,8 @@ def quantise(rows: Array, bits: int) -> tuple[Array, Array]:
     parameters, and reads back as NaN everywhere; so does a bfloat16 row whose range float32 cannot hold.
 
     Limits of float16 show in three places. A scale below 1/65504 has no finite inverse: every element but the minimum takes the last code,
-    an error of at most the row's range, which is then below 0.004 with 8 bits and 0.0003 with 4. Elements more than 65504 above the minimum
+    an error of at most the row's range, which is then below 0.004 with 8 bits and 0.0003 with 4 (and the rounding of T, which may exceed a
+    range of subnormals). Elements more than 65504 above the minimum
     take the last code, too. And since scale is rounded, the largest element of a row may read back as an infinity if it is near 65504.
 
     Examples
