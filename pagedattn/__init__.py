@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pagedattn.batch import Batch
-from pagedattn.build import build as compile
 from pagedattn.cache import KVCache
 from pagedattn.errors import (
     ArgumentError,
@@ -30,6 +31,9 @@ from pagedattn.spec import KernelSpec
 from pagedattn.varlen import varlen_attention
 from pagedattn.warmup import warmup
 from pagedattn.workspace import workspace_bytes
+
+if TYPE_CHECKING:
+    from pagedattn.build import build as compile
 
 __version__ = "0.1.0"
 
@@ -61,3 +65,13 @@ __all__ = [
     "warmup",
     "workspace_bytes",
 ]
+
+if not TYPE_CHECKING:  # a type checker shall know a wrong name
+
+    def __getattr__(name: str) -> Any:
+        if name != "compile":
+            raise AttributeError(f"module 'pagedattn' has no attribute {name!r}")
+        from pagedattn.build import build  # here and not above: `import pagedattn` stays quick
+
+        globals()["compile"] = build
+        return build

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagedattn import arch as targets
-from pagedattn import build, nvrtc
 from pagedattn.errors import ArgumentError, CompileError, UnsupportedError
 from pagedattn.spec import KV_DTYPES, KernelSpec, shipped
-from pagedattn.store import Store
+
+if TYPE_CHECKING:
+    from pagedattn.store import Store
 
 CODES = tuple(name for name in KV_DTYPES if name)
 
@@ -147,6 +148,8 @@ def precompile(
     if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
         raise ArgumentError(f"`jobs` must be a positive integer or None; got {jobs!r}.")
     specs = _selected(_listed(archs), _listed(dtypes), _listed(head_dims), _listed(ops), _listed(kv_dtypes))
+    from pagedattn.store import Store  # here and not above: `import pagedattn` stays quick
+
     shelf = Store() if out is None else Store(out, layers=())  # a folder that was asked for holds all, whatever layers there are
     if why := shelf.why_unwritable():
         raise UnsupportedError(f"the store at {shelf.path} must be writable to be filled; {why}. Set PAGEDATTN_HOME, or name another.")
@@ -162,6 +165,8 @@ def _listed(values: Any) -> list[Any] | None:
 def _selected(
     archs: list[Any] | None, dtypes: list[Any] | None, head_dims: list[Any] | None, ops: list[Any] | None, kv_dtypes: list[Any] | None
 ) -> list[KernelSpec]:
+    from pagedattn import nvrtc
+
     known = nvrtc.archs()
     wanted = known if archs is None else [targets.parse(a) for a in archs]
     for target in wanted:
@@ -209,6 +214,8 @@ def _outcomes(specs: list[KernelSpec], shelf: Store, jobs: int) -> Iterator[Outc
 
 
 def _outcome(spec: KernelSpec, shelf: Store) -> Outcome:
+    from pagedattn import build
+
     try:
         kernel = build.make(spec, shelf)
     except Exception as error:  # one kernel that cannot be made must not stop the others

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pagedattn import build, devices, dispatch
+from pagedattn import devices, dispatch
 from pagedattn.errors import ArgumentError
 from pagedattn.layout import BlockLayout
 
@@ -81,6 +81,8 @@ def warmup(
     target = devices.get(device)
     if target.arch is None or target.source is None:
         return Warmth(target.name, ())
+    from pagedattn import build  # here and not above: `import pagedattn` stays quick
+
     kernels = [build.build(spec) for spec in dispatch.specs_of(layout, num_heads, target.arch, target.source)]
     for kernel in kernels:
         target.load(kernel)
