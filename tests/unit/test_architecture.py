@@ -137,15 +137,17 @@ def test_who_alone_reads_the_environment() -> None:
 
 def test_importing_the_package_is_quick_and_light() -> None:
     code = (
-        "import sys, time; start = time.perf_counter(); import pagedattn; seconds = time.perf_counter() - start; "
-        "print(seconds, *(m for m in ('cupy', 'jinja2', 'tqdm', 'concurrent.futures.process') if m in sys.modules))"
+        "import sys, time; start = time.perf_counter(); import numpy; numpy_seconds = time.perf_counter() - start; import pagedattn; "
+        "seconds = time.perf_counter() - start; "
+        "print(numpy_seconds, seconds, *(m for m in ('cupy', 'jinja2', 'tqdm', 'concurrent.futures.process') if m in sys.modules))"
     )
     best = float("inf")
     for _ in range(10):  # another process may disturb one run, not every one
         answer = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True).stdout.split()
-        assert answer[1:] == []
-        best = min(best, float(answer[0]))
-        if best < 0.15:
+        assert answer[2:] == []
+        alone, whole = float(answer[0]), float(answer[1])
+        best = min(best, whole)
+        if whole < max(0.15, 2.2 * alone):  # where NumPy alone takes long, the machine is slow or busy: NumPy is half of it elsewhere
             return
     pytest.fail(f"`import pagedattn` takes {best:.2f} s")
 
