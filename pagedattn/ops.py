@@ -13,6 +13,7 @@ from pagedattn.errors import ArgumentError
 from pagedattn.extras import resolve
 from pagedattn.parallel import WHOLE
 from pagedattn.problem import Extras, Problem
+from pagedattn.values import flag
 from pagedattn.workspace import require
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ def paged_attention(
     window = 0 if window_size is None else checks.window(window_size)
     cap = 0.0 if softcap is None else checks.positive(softcap, "softcap")
     splits = 0 if num_splits is None else checks.splits(num_splits, layout.quantised)
-    causal, return_lse = bool(causal), return_lse or cp is not None
+    causal, return_lse = flag(causal, "causal"), return_lse or cp is not None
     if stream is None:
         stream = stream_of(q, device)
     rows = adopt(q, device, "q", stream=stream)
@@ -278,7 +279,7 @@ def paged_attention(
                 v_bias=v_bias,
                 logn_max_position=logn_max_position,
                 alibi_slopes=alibi_slopes,
-                mask=mask,
+                mask=checks.mask(mask),
                 softmax_scale=scale,
             )
         asked = extras.packed("attention", device.address) if device.arch else b""

@@ -16,6 +16,7 @@ from pagedattn.layout import BlockLayout
 from pagedattn.ops import append, paged_attention
 from pagedattn.problem import Problem
 from pagedattn.rope import Rope
+from pagedattn.values import listed
 from pagedattn.workspace import require
 
 if TYPE_CHECKING:
@@ -190,13 +191,12 @@ def _batch(cu_seqlens_q: Any, cu_seqlens_k: Any, device: Device) -> Batch:
     """The sequences, with no blocks."""
     lengths = []
     for name, x in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
-        found = np.asarray(x) if place(x) in (None, "cpu") else device.to_host(adopt(x, device, name))
-        steps = np.diff(found)
-        if found.ndim != 1 or found.dtype.kind not in "iu" or not found.size or found[0] != 0 or (steps < 0).any():
-            raise ArgumentError(
-                f"`{name}` must be integers that rise from 0, one more than sequences; got {found.dtype} {found[:9].tolist()}."
-            )
-        lengths.append(steps.astype(np.int64))
+        found = listed(x, name, "integers, in one row") if place(x) in (None, "cpu") else device.to_host(adopt(x, device, name))
+        rises = found.ndim == 1 and found.dtype.kind in "iu" and found.size and found[0] == 0 and (found[1:] >= found[:-1]).all()
+        if not rises:
+            what = f"{found.dtype} of shape {found.shape}: {np.array2string(found.reshape(-1)[:9], separator=', ')}"
+            raise ArgumentError(f"`{name}` must be integers that rise from 0, in one row, one more than sequences; got {what}.")
+        lengths.append(np.diff(found.astype(np.int64)))
     return Batch(np.zeros((len(lengths[0]), 0), np.int32), *lengths, device=device)
 
 

@@ -110,6 +110,11 @@ BAD: dict[str, tuple[Call, str]] = {
     "softcap-infinite": (attend(softcap=value(float("inf"))), "`softcap`"),
     "window-zero": (attend(window_size=value(0)), "`window_size` must be a positive integer"),
     "window-pair": (attend(window_size=value((7, 0))), "`window_size`"),
+    "window-array": (attend(window_size=value(np.array([3, 4]))), "`window_size` must be a positive integer"),
+    "causal-array": (attend(causal=value(np.array([True, False]))), "`causal` must be True or False; got array"),
+    "causal-none": (attend(causal=value(None)), "`causal` must be True or False; got None"),
+    "causal-text": (attend(causal=value("no")), "`causal` must be True or False; got 'no'"),
+    "layer-array": (attend(layer=value(np.array([0, 1]))), "`layer` must be an integer"),
     "splits-zero": (attend(num_splits=value(0)), "`num_splits` must be"),
     "splits-text": (attend(num_splits=value("fixed:")), "`num_splits` must be"),
     "splits-odd": (attend(num_splits=value("fixed:100")), "`num_splits` must be"),
@@ -130,6 +135,11 @@ BAD: dict[str, tuple[Call, str]] = {
     "alibi-dtype": (attend(alibi_slopes=shape(8)), "`alibi_slopes` must be float32"),
     "mask-shape": (attend(mask=shape(64, dtype=np.bool_)), r"`mask` must be bool of shape \(65,\).*got bool \(64,\)"),
     "mask-dtype": (attend(mask=shape(65)), r"`mask` must be bool of shape \(65,\).*got float16"),
+    "mask-ragged": (attend(mask=value([[True], [True, False]])), "`mask` must hold bools, in one flat row; NumPy says"),
+    "finished-ragged": (
+        lambda s: pa.Batch([[0, 1], [2, -1]], [3, 1], [20, 5], finished=[[True], [True, False]], device=s.device),  # type: ignore[list-item]
+        "`finished` must hold bools; NumPy says",
+    ),
     "logn-one": (attend(logn_max_position=value(1)), "`logn_max_position` must be an integer from 2"),
     "logn-float": (attend(logn_max_position=value(2048.0)), "`logn_max_position` must be an integer"),
     "batch-none": (attend(batch=value(None)), "`batch` must be a Batch.*got NoneType"),

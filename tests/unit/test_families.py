@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,26 @@ class Borrower(InterpreterDevice):
     @property
     def source(self) -> arch.Arch:
         return arch.parse("sm_75")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"head_dim": "128"},
+        {"head_dim": None},
+        {"head_dim": 128.0},
+        {"warps": True},
+        {"stages": True},
+        {"cta_s": 16.0},
+        {"heads": 8.0},
+        {"min_ctas": np.array([1, 2])},
+    ],
+    ids=str,
+)
+def test_numbers_of_a_spec_are_integers(fields: dict[str, Any]) -> None:
+    (name,) = fields
+    with pytest.raises(pa.ArgumentError, match=f"`{name}` must be a positive integer"):
+        KernelSpec("decode", **fields)
 
 
 def test_explain_says_which_family_and_why() -> None:
