@@ -67,6 +67,14 @@ def append(**changes: Callable[[Setup], Any]) -> Call:
     return lambda s: s.append(**{name: make(s) for name, make in changes.items()})
 
 
+def explain(**changes: Callable[[Setup], Any]) -> Call:
+    def call(s: Setup) -> Any:
+        given = {name: make(s) for name, make in changes.items()}
+        return pa.explain(given.pop("q", s.q), s.cache, s.batch, **given)
+
+    return call
+
+
 def value(x: Any) -> Callable[[Setup], Any]:
     return lambda s: x
 
@@ -147,6 +155,28 @@ BAD: dict[str, tuple[Call, str]] = {
     "batch-none-gather": (lambda s: pa.gather(s.cache, None), "`batch` must be a Batch.*got NoneType"),  # type: ignore[arg-type]
     "cache-none": (attend(cache=value(None)), "`cache` must be a KVCache; got NoneType"),
     "explain-batch-none": (lambda s: pa.explain(s.q, s.cache, None), "`batch` must be a Batch.*got NoneType"),  # type: ignore[arg-type]
+    "explain-q-list": (lambda s: pa.explain([[1.0]], s.cache, s.batch), "`q` must be an array.*got list"),
+    "explain-q-rank": (explain(q=shape(4, 512)), "`q` must have 3 dimensions"),
+    "explain-q-tokens": (explain(q=shape(5, 8, 64)), r"`q.shape\[0\]` must equal the batch's new tokens, 4; got 5"),
+    "explain-q-head-dim": (explain(q=shape(4, 8, 128)), r"`q.shape\[2\]` must equal the cache's head_dim, 64; got 128"),
+    "explain-q-dtype": (explain(q=shape(4, 8, 64, dtype=np.float32)), "cache's dtype, float16; got float32"),
+    "explain-keyword": (explain(windowsize=value(3)), "`windowsize` is no keyword of paged_attention, whose own are: k, v, layer"),
+    "explain-layer": (explain(layer=value(2)), "`layer` must be an integer from 0 to 1.*got 2"),
+    "explain-cp": (explain(cp=value("0/2")), "`cp` must be a ContextParallel.*got str"),
+    "explain-softcap": (explain(softcap=value(float("nan"))), "`softcap` must be a positive finite number"),
+    "explain-causal": (explain(causal=value(None)), "`causal` must be True or False"),
+    "explain-window": (explain(window_size=value(0)), "`window_size` must be a positive integer"),
+    "explain-splits": (explain(num_splits=value("fixed:3")), "`num_splits` must be"),
+    "explain-scale": (explain(softmax_scale=value(0)), "`softmax_scale` must be a positive finite number"),
+    "explain-k-alone": (explain(k=shape(4, 2, 64)), "`k` and `v` must come together"),
+    "explain-k": (explain(k=shape(4, 1, 64), v=shape(4, 2, 64)), r"`k.shape\[1\]` must equal the KV heads, 2; got 1"),
+    "explain-k-bias": (explain(k_bias=shape(2, 64)), "`k_bias` and `v_bias` are added to new rows"),
+    "explain-rope": (explain(rope=value("yarn")), "`rope` must be a pagedattn.Rope"),
+    "explain-mask": (explain(mask=shape(64, dtype=np.bool_)), r"`mask` must be bool of shape \(65,\)"),
+    "explain-out": (explain(out=shape(4, 4, 64)), r"`out.shape\[1\]` must equal that of q"),
+    "explain-sinks": (explain(sinks=shape(2, dtype=np.float32)), "`sinks` must be float32"),
+    "explain-lse": (explain(lse=shape(2, dtype=np.float32)), "`lse` must be float32"),
+    "explain-workspace": (explain(workspace=shape(2, dtype=np.float32)), "`workspace` must be uint8"),
     "table-narrow": (attend(batch=lambda s: s.table([[0], [2]])), "`block_table` must have 2 columns.*got 1"),
     "table-narrow-append": (append(batch=lambda s: s.table([[0], [2]])), "`block_table` must have 2 columns.*got 1"),
     "table-narrow-gather": (lambda s: pa.gather(s.cache, s.table([[0], [2]])), "`block_table` must have 2 columns"),
