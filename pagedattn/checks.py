@@ -13,6 +13,7 @@ from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, UnsupportedError
 from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.values import listed, whole
+from pagedattn.values import splits as splits
 
 ROW_ALIGNMENT = 16  # bytes that a kernel moves at once
 _MOST_SHARED = 2**30  # tokens of a sequence that ranks share: positions past its end stay in 32 bits
@@ -159,24 +160,16 @@ def window(value: int) -> int:
     return min(found, 2**30)
 
 
+def slopes(given: Any, cache: KVCache) -> Any:
+    """ALiBi's slopes, whose numbers are looked at where that needs no GPU."""
+    if given is None:
+        return None
+    found = adopt(given, cache.device, "alibi_slopes")
+    if isinstance(found, np.ndarray) and found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise ArgumentError(f"`alibi_slopes` must be finite; got {found[~np.isfinite(found)][0]}.")
+    return found
+
+
 def mask(given: Any) -> Any:
     """A mask that comes as a list, as an array; its shape and dtype are looked at where the batch is known."""
     return listed(given, "mask", "bools, in one flat row") if isinstance(given, (list, tuple)) else given
-
-
-def splits(value: int | str, quantised: bool = False) -> int:
-    """`num_splits` as a number: n cuts as n, cuts of N keys as -N. Cuts lie between tiles: of 16 keys, of 32 where the cache holds codes.
-
-    >>> splits(4), splits("fixed:256")
-    (4, -256)
-    """
-    tile = 32 if quantised else 16
-    if isinstance(value, str):
-        kind, _, keys = value.partition(":")
-        if kind == "fixed" and keys.isdecimal() and len(keys) < 10 and int(keys) > 0 and int(keys) % tile == 0:
-            return -int(keys)
-    elif (cuts := whole(value)) is not None and 1 <= cuts <= 1024:
-        return cuts
-    raise ArgumentError(
-        f"`num_splits` must be None, an integer from 1 to 1024, or 'fixed:N' with N a multiple of {tile} in this cache; got {value!r}."
-    )

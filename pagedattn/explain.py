@@ -143,10 +143,13 @@ def _checked(q: Any, cache: KVCache, batch: Batch, **given: Any) -> _Call:
     flag(given["causal"], "causal")
     if stream is None:
         stream = stream_of(q, device)
+    elif device.arch is None:
+        device.using(stream)
     rows = adopt(q, device, "q", stream=stream)
     checks.batch_of(cache, batch, cp)
     checks.queries(rows, cache, batch)
     k, v, options = given["k"], given["v"], {name: given[name] for name in _OPTIONS}
+    options.update(mask=checks.mask(given["mask"]), alibi_slopes=checks.slopes(given["alibi_slopes"], cache))
     if (k is None) != (v is None):
         raise ArgumentError(f"`k` and `v` must come together; got only `{'v' if k is None else 'k'}`.")
     if k is None and not (given["k_bias"] is given["v_bias"] is None):
@@ -155,7 +158,7 @@ def _checked(q: Any, cache: KVCache, batch: Batch, **given: Any) -> _Call:
         new = adopt(x, device, name, stream=stream)
         checks.rows(new, cache, name, (batch.num_tokens, cache.layout.num_kv_heads, cache.layout.head_dim))
     with device.using(stream):
-        extras = resolve(cache, batch, rows.shape[1], **{**options, "mask": checks.mask(options["mask"])}, softmax_scale=scale)
+        extras = resolve(cache, batch, rows.shape[1], **options, softmax_scale=scale)
     if given["out"] is not None:
         checks.output(adopt(given["out"], device, "out", stream=stream, written=True), cache, rows.shape)
     if given["sinks"] is not None:

@@ -123,6 +123,9 @@ BAD: dict[str, tuple[Call, str]] = {
     "causal-none": (attend(causal=value(None)), "`causal` must be True or False; got None"),
     "causal-text": (attend(causal=value("no")), "`causal` must be True or False; got 'no'"),
     "layer-array": (attend(layer=value(np.array([0, 1]))), "`layer` must be an integer"),
+    "stream-text": (attend(stream=value("main")), "`stream` must be an address, a CuPy or PyTorch stream.*got str"),
+    "stream-text-append": (append(stream=value("main")), "`stream` must be an address.*got str"),
+    "stream-text-explain": (explain(stream=value("main")), "`stream` must be an address.*got str"),
     "splits-zero": (attend(num_splits=value(0)), "`num_splits` must be"),
     "splits-text": (attend(num_splits=value("fixed:")), "`num_splits` must be"),
     "splits-odd": (attend(num_splits=value("fixed:100")), "`num_splits` must be"),
@@ -141,6 +144,7 @@ BAD: dict[str, tuple[Call, str]] = {
     "k-bias-alone": (attend(k_bias=shape(2, 64)), "`k_bias` and `v_bias` are added to new rows, and must come with `k` and `v`"),
     "alibi-shape": (attend(alibi_slopes=shape(2, dtype=np.float32)), r"`alibi_slopes` must be float32 of shape \(8,\)"),
     "alibi-dtype": (attend(alibi_slopes=shape(8)), "`alibi_slopes` must be float32"),
+    "alibi-list": (attend(alibi_slopes=value([1.0] * 8)), "`alibi_slopes` must be an array"),
     "mask-shape": (attend(mask=shape(64, dtype=np.bool_)), r"`mask` must be bool of shape \(65,\).*got bool \(64,\)"),
     "mask-dtype": (attend(mask=shape(65)), r"`mask` must be bool of shape \(65,\).*got float16"),
     "mask-ragged": (attend(mask=value([[True], [True, False]])), "`mask` must hold bools, in one flat row; NumPy says"),
@@ -241,6 +245,16 @@ def test_read_only_out() -> None:
     setup.out.flags.writeable = False
     with pytest.raises(pa.ArgumentError, match="`out` must be writable"):
         setup.attend()
+    assert setup.state() == setup.before
+
+
+@pytest.mark.parametrize("slope", [np.nan, np.inf])
+def test_slopes_that_are_no_numbers(slope: float) -> None:
+    setup = Setup("cpu")
+    slopes = np.array([1, 1, 1, slope, 1, 1, 1, 1], np.float32)
+    for call in (setup.attend, lambda **keywords: pa.explain(setup.q, setup.cache, setup.batch, **keywords)):
+        with pytest.raises(pa.ArgumentError, match=f"`alibi_slopes` must be finite; got {slope}"):
+            call(alibi_slopes=slopes)
     assert setup.state() == setup.before
 
 
