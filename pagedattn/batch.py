@@ -12,6 +12,7 @@ from pagedattn.blocks import Blocks
 from pagedattn.errors import ArgumentError
 from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.plan import Plans
+from pagedattn.values import listed
 
 if TYPE_CHECKING:
     from pagedattn.cache import KVCache
@@ -355,7 +356,7 @@ class Batch:
 def _flags(x: Any, size: int, device: Device) -> Any:
     """A caller's list or array of bool, on the device."""
     where = place(x)
-    found = np.asarray(x) if where is None else adopt(x, devices.get("cpu") if where == "cpu" else device, "finished")
+    found = listed(x, "finished", "bools") if where is None else adopt(x, devices.get("cpu") if where == "cpu" else device, "finished")
     if found.shape != (size,) or found.dtype.name not in ("bool", "uint8"):
         raise ArgumentError(f"`finished` must be bool of shape ({size},), one for each sequence; got {found.dtype} {tuple(found.shape)}.")
     return device.asarray(found)

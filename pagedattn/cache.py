@@ -18,6 +18,7 @@ from pagedattn.layout import BlockLayout
 from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.sequences import SequenceTable, counts
 from pagedattn.spec import KernelSpec
+from pagedattn.values import whole
 
 if TYPE_CHECKING:
     from pagedattn.devices.base import Device
@@ -83,7 +84,7 @@ class KVCache:
         pool: Any = None,
         cp: ContextParallel | None = None,
     ) -> None:
-        if isinstance(num_blocks, bool) or not hasattr(num_blocks, "__index__") or not 1 <= num_blocks < 2**31:
+        if not 1 <= (whole(num_blocks) or 0) < 2**31:
             raise ArgumentError(f"`num_blocks` must be a positive integer below 2**31; got {num_blocks!r}.")
         if cp is not None and not isinstance(cp, ContextParallel):
             raise ArgumentError(f"`cp` must be a ContextParallel(rank, size), or None; got {type(cp).__name__}.")
@@ -213,10 +214,10 @@ class KVCache:
         table, block_len = self._sequences, self.layout.block_len
         row = table.row_of(sequence)
         length = int(table.lengths[row])
-        if isinstance(n, bool) or not hasattr(n, "__index__") or not 0 <= n <= length:
+        if (kept := whole(n)) is None or not 0 <= kept <= length:
             raise ArgumentError(f"`n` must be an integer from 0 to {length}, the sequence's length; got {n!r}.")
-        self._allocator.release(table.blocks[row, -(-self._own(int(n)) // block_len) : -(-self._own(length) // block_len)])
-        table.lengths[row] = n
+        self._allocator.release(table.blocks[row, -(-self._own(kept) // block_len) : -(-self._own(length) // block_len)])
+        table.lengths[row] = kept
 
     def fork(self, sequence: int) -> int:
         """A new sequence with the same tokens. Full blocks are shared; a partly filled last one is copied.

@@ -12,6 +12,8 @@ from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, UnsupportedError
 from pagedattn.parallel import WHOLE, ContextParallel
+from pagedattn.values import listed, whole
+from pagedattn.values import splits as splits
 
 ROW_ALIGNMENT = 16  # bytes that a kernel moves at once
 _MOST_SHARED = 2**30  # tokens of a sequence that ranks share: positions past its end stay in 32 bits
@@ -42,9 +44,10 @@ def layer_of(cache: KVCache, batch: Batch, layer: int) -> int:
     if batch.device is not cache.device:
         raise ArgumentError(f"`batch` must be on {cache.device.name}, where the cache is; got one on {batch.device.name}.")
     layers = cache.layout.num_layers
-    if isinstance(layer, bool) or not hasattr(layer, "__index__") or not 0 <= layer < layers:
+    found = whole(layer)
+    if found is None or not 0 <= found < layers:
         raise ArgumentError(f"`layer` must be an integer from 0 to {layers - 1}, the cache's layers; got {layer!r}.")
-    return int(layer)
+    return found
 
 
 def batch_of(cache: KVCache, batch: Batch, cp: ContextParallel | None = None) -> None:
@@ -151,24 +154,22 @@ def positive(value: float, name: str) -> float:
 
 
 def window(value: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+    found = whole(value)
+    if found is None or found < 1:
         raise ArgumentError(f"`window_size` must be a positive integer or None; got {value!r}.")
-    return min(int(value), 2**30)
+    return min(found, 2**30)
 
 
-def splits(value: int | str, quantised: bool = False) -> int:
-    """`num_splits` as a number: n cuts as n, cuts of N keys as -N. Cuts lie between tiles: of 16 keys, of 32 where the cache holds codes.
+def slopes(given: Any, cache: KVCache) -> Any:
+    """ALiBi's slopes, whose numbers are looked at where that needs no GPU."""
+    if given is None:
+        return None
+    found = adopt(given, cache.device, "alibi_slopes")
+    if isinstance(found, np.ndarray) and found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise ArgumentError(f"`alibi_slopes` must be finite; got {found[~np.isfinite(found)][0]}.")
+    return found
 
-    >>> splits(4), splits("fixed:256")
-    (4, -256)
-    """
-    tile = 32 if quantised else 16
-    if isinstance(value, str):
-        kind, _, keys = value.partition(":")
-        if kind == "fixed" and keys.isdecimal() and len(keys) < 10 and int(keys) > 0 and int(keys) % tile == 0:
-            return -int(keys)
-    elif not isinstance(value, bool) and hasattr(value, "__index__") and 1 <= int(value) <= 1024:
-        return int(value)
-    raise ArgumentError(
-        f"`num_splits` must be None, an integer from 1 to 1024, or 'fixed:N' with N a multiple of {tile} in this cache; got {value!r}."
-    )
+
+def mask(given: Any) -> Any:
+    """A mask that comes as a list, as an array; its shape and dtype are looked at where the batch is known."""
+    return listed(given, "mask", "bools, in one flat row") if isinstance(given, (list, tuple)) else given

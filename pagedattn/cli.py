@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
     precompile = command("precompile", _precompile, "compile kernels into the store; no GPU is needed")
     precompile.add_argument("--arch", type=_names, metavar="SM,...", help="targets such as sm_80,sm_90; default: all that the compiler has")
-    precompile.add_argument("--dtype", type=_names, metavar="T,...", help="float16, bfloat16; default: both")
+    precompile.add_argument("--dtype", type=_names, metavar="T,...", help="float16, bfloat16; default: both (float16 only below sm_80)")
     precompile.add_argument(
         "--kv-dtype", type=_names, metavar="T,...", help="what the cache stores: float16, bfloat16, int8, int4; default: all"
     )
@@ -242,7 +242,10 @@ def _print(value: Any) -> None:
 
 
 def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
+    names = [name for name in text.split(",") if name]
+    if not names:
+        raise argparse.ArgumentTypeError(f"must name at least one, or be left out; got {text!r}")
+    return names
 
 
 def _numbers(text: str) -> list[int]:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pagedattn import checks, dispatch
+from pagedattn.arrays import adopt, stream_of
 from pagedattn.errors import ArgumentError, PagedAttnError
+from pagedattn.extras import resolve
 from pagedattn.layout import BlockLayout
-from pagedattn.parallel import WHOLE
+from pagedattn.ops import paged_attention
+from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.spec import KernelSpec
+from pagedattn.values import flag
 
 if TYPE_CHECKING:
     from pagedattn.batch import Batch
     from pagedattn.cache import KVCache
     from pagedattn.devices.base import Device
+
+# the call's own keywords, with their defaults
+KEYWORDS = {name: p.default for name, p in inspect.signature(paged_attention).parameters.items() if p.kind is p.KEYWORD_ONLY}
+_OPTIONS = ("rope", "q_bias", "k_bias", "v_bias", "logn_max_position", "alibi_slopes", "mask")
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,17 @@ class Explanation:
         return f"<pre>{escape(str(self))}</pre>"
 
 
-def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | None = None, **keywords: Any) -> Explanation:
+def explain(q: Any, cache: KVCache, batch: Batch, **keywords: Any) -> Explanation:
     """The kernels, tiles, splits and grid that `paged_attention` would use for these arguments, and why.
 
-    Nothing is compiled or launched. With a `mask`, prefill takes every sequence; with that, `softcap` or `alibi_slopes` it has kernels of
-    its own. Other keywords of `paged_attention` change no choice.
+    Nothing is compiled or launched, and nothing written. The arguments are checked as the call checks them; keywords are the call's. With a
+    `mask`, prefill takes every sequence; with that, `softcap` or `alibi_slopes` it has kernels of its own. Rows of `k` and `v`, and queries
+    that `rope`, `q_bias` or `logn_max_position` change, take a launch of append first.
+
+    Raises
+    ------
+    ArgumentError
+        What the call would refuse, and keywords that it does not have.
 
     Examples
     --------
@@ -69,38 +84,93 @@ def explain(q: Any, cache: KVCache, batch: Batch, *, num_splits: int | str | Non
       NumPy
         device 'cpu' computes with NumPy: 0 sequences with one query, 1 with more
     """
-    checks.layer_of(cache, batch, 0)
-    cp = checks.parallel(keywords.get("cp"), cache, batch) or WHOLE
+    for name in keywords:
+        if name not in KEYWORDS:
+            raise ArgumentError(f"`{name}` is no keyword of paged_attention, whose own are: {', '.join(KEYWORDS)}.")
+    call = _checked(q, cache, batch, **{**KEYWORDS, **keywords})
     device, layout = cache.device, cache.layout
     counts = f"{batch.num_decode} sequences with one query, {batch.num_prefill} with more"
     if device.arch is None:
         return Explanation(device.name, (Step(None, 0, f"device 'cpu' computes with NumPy: {counts}"),) if batch.num_tokens else ())
-    if q.shape[1] == 0 or q.shape[1] % layout.num_kv_heads:
-        raise ArgumentError(
-            f"`q.shape[1]`, the query heads, must be a multiple of the cache's {layout.num_kv_heads} KV heads; got {q.shape[1]}."
-        )
-    group = q.shape[1] // layout.num_kv_heads
-    splits = 0 if num_splits is None else checks.splits(num_splits, layout.quantised)
+    group = call.num_heads // layout.num_kv_heads
     steps = []
-    masked = keywords.get("mask") is not None  # only prefill reads masks
-    adjusted = any(keywords.get(name) is not None for name in ("softcap", "alibi_slopes", "mask"))
-    if batch.num_decode and not masked:
-        spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, splits, cp)  # type: ignore[arg-type]
-        how = {True: "one list of key tiles, balanced over one wave of CTAs", False: f"every sequence cut by num_splits={num_splits!r}"}[
-            splits == 0
-        ]
+    if batch.num_tokens and call.appends:
+        assert device.source is not None
+        common = (layout.dtype, str(layout.kv_dtype), layout.head_dim, device.arch.name, device.source.name)
+        steps.append(Step(dispatch.spec_for("append", *common), batch.num_tokens, f"append first: it {call.appends}, a CTA for each token"))
+    if batch.num_decode and not call.masked:  # only prefill reads masks
+        spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, call.splits, call.cp)  # type: ignore[arg-type]
+        how = {
+            True: "one list of key tiles, balanced over one wave of CTAs",
+            False: f"every sequence cut by num_splits={keywords.get('num_splits')!r}",
+        }[call.splits == 0]
         steps.append(
             Step(
                 spec, grid, f"{counts}; decode reads K and V once for {min(group, spec.heads or 0)} of {group} heads ({packs} packs); {how}"
             )
         )
-    if batch.num_prefill or (masked and batch.num_decode):
-        chosen = dispatch.plan_prefill(device, layout, q.shape[1], batch, splits, adjusted=adjusted, cp=cp)  # type: ignore[arg-type]
+    if batch.num_prefill or (call.masked and batch.num_decode):
+        chosen = dispatch.plan_prefill(device, layout, call.num_heads, batch, call.splits, adjusted=call.adjusted, cp=call.cp)  # type: ignore[arg-type]
         spec, tiles, pack, parts = chosen
         assert spec.cta_q is not None
         how = f"; {parts} CTAs share the keys of each" if parts > 1 else ""
         steps.append(Step(spec, tiles * parts, f"{counts}; prefill in {tiles} tiles of {spec.cta_q // pack} tokens x {pack} heads{how}"))
     return Explanation(device.name, tuple(steps), _family(device))
+
+
+class _Call(NamedTuple):
+    """Of a call that was found good, what the choice of kernels follows from; `appends` says what goes through append, if anything."""
+
+    num_heads: int
+    splits: int
+    masked: bool
+    adjusted: bool
+    appends: str
+    cp: ContextParallel
+
+
+def _checked(q: Any, cache: KVCache, batch: Batch, **given: Any) -> _Call:
+    """The checks of paged_attention, which its plans spare it from the second call on."""
+    checks.layer_of(cache, batch, given["layer"])
+    cp = checks.parallel(given["cp"], cache, batch) or WHOLE
+    device, stream, cap = cache.device, given["stream"], given["softcap"]
+    scale = 1.0 if given["softmax_scale"] is None else checks.positive(given["softmax_scale"], "softmax_scale")
+    if given["window_size"] is not None:
+        checks.window(given["window_size"])
+    if cap is not None:
+        checks.positive(cap, "softcap")
+    splits = 0 if given["num_splits"] is None else checks.splits(given["num_splits"], cache.layout.quantised)
+    flag(given["causal"], "causal")
+    if stream is None:
+        stream = stream_of(q, device)
+    elif device.arch is None:
+        device.using(stream)
+    rows = adopt(q, device, "q", stream=stream)
+    checks.batch_of(cache, batch, cp)
+    checks.queries(rows, cache, batch)
+    k, v, options = given["k"], given["v"], {name: given[name] for name in _OPTIONS}
+    options.update(mask=checks.mask(given["mask"]), alibi_slopes=checks.slopes(given["alibi_slopes"], cache))
+    if (k is None) != (v is None):
+        raise ArgumentError(f"`k` and `v` must come together; got only `{'v' if k is None else 'k'}`.")
+    if k is None and not (given["k_bias"] is given["v_bias"] is None):
+        raise ArgumentError("`k_bias` and `v_bias` are added to new rows, and must come with `k` and `v`; got none. Pass them to append.")
+    for name, x in (("k", k), ("v", v)) if k is not None else ():
+        new = adopt(x, device, name, stream=stream)
+        checks.rows(new, cache, name, (batch.num_tokens, cache.layout.num_kv_heads, cache.layout.head_dim))
+    with device.using(stream):
+        extras = resolve(cache, batch, rows.shape[1], **options, softmax_scale=scale)
+    if given["out"] is not None:
+        checks.output(adopt(given["out"], device, "out", stream=stream, written=True), cache, rows.shape)
+    if given["sinks"] is not None:
+        checks.sinks(given["sinks"], cache, rows.shape[1], stream)
+    if given["lse"] is not None:
+        checks.lse(given["lse"], cache, rows.shape[:2], stream)
+    if given["workspace"] is not None:
+        checks.workspace(given["workspace"], cache, stream)
+    appends = ["writes the rows of k and v"] if k is not None else []
+    if extras.prepares("attention"):
+        appends.append("turns, biases or scales the queries")
+    return _Call(rows.shape[1], splits, extras.mask is not None, cap is not None or extras.adjusts, " and ".join(appends), cp)
 
 
 def _family(device: Device) -> str:

@@ -11,6 +11,7 @@ from pagedattn.arrays import adopt, place
 from pagedattn.errors import ArgumentError
 from pagedattn.problem import Extras
 from pagedattn.rope import Rope, RopeCall
+from pagedattn.values import whole
 
 if TYPE_CHECKING:
     from pagedattn.batch import Batch
@@ -59,10 +60,10 @@ def resolve(
         if value is not None:
             setattr(extras, name, _bias(value, name, heads, cache))
     if logn_max_position is not None:
-        most = logn_max_position
-        if isinstance(most, bool) or not hasattr(most, "__index__") or not 2 <= most < 2**31:
-            raise ArgumentError(f"`logn_max_position` must be an integer from 2 to 2**31 - 1, or None; got {most!r}.")
-        extras.logn_max_position = int(most)
+        most = whole(logn_max_position)
+        if most is None or not 2 <= most < 2**31:
+            raise ArgumentError(f"`logn_max_position` must be an integer from 2 to 2**31 - 1, or None; got {logn_max_position!r}.")
+        extras.logn_max_position = most
     if alibi_slopes is not None:
         slopes = adopt(alibi_slopes, cache.device, "alibi_slopes")
         if tuple(slopes.shape) != (num_heads,) or slopes.dtype != np.float32:

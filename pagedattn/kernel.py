@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pagedattn.errors import ArgumentError
 from pagedattn.params import STRUCT_BYTES
+from pagedattn.values import whole
 
 if TYPE_CHECKING:
     from pagedattn.spec import KernelSpec
@@ -108,7 +109,7 @@ class Kernel:
         packed = bytes(params) if isinstance(params, (bytes, bytearray, memoryview)) else params.tobytes()
         if len(packed) != STRUCT_BYTES:
             raise ArgumentError(f"`params` must be one AttentionParams, {STRUCT_BYTES} bytes; got {len(packed)}.")
-        if isinstance(grid, bool) or not hasattr(grid, "__index__") or not 1 <= grid < 2**31:
+        if not 1 <= (whole(grid) or 0) < 2**31:
             raise ArgumentError(f"`grid` must be a positive integer below 2**31; got {grid!r}.")
         Kernel.launcher(self, packed, int(grid), stream)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pagedattn import dtypes
 from pagedattn.errors import ArgumentError, UnsupportedError
+from pagedattn.values import whole
 
 BLOCK_LENS = (16, 32, 64, 128, 256)
 HEAD_DIMS = (64, 96, 128, 192, 256)
@@ -72,9 +73,10 @@ class BlockLayout:
     def __post_init__(self) -> None:
         for name in ("num_kv_heads", "head_dim", "block_len", "num_layers"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+            number = whole(value)
+            if number is None or number < 1:
                 raise ArgumentError(f"`{name}` must be a positive integer; got {value!r}.")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, number)
         dtype = dtypes.activation(self.dtype)
         object.__setattr__(self, "dtype", dtype.name)
         object.__setattr__(self, "kv_dtype", dtypes.stored(self.kv_dtype, dtype).name)

@@ -13,6 +13,7 @@ from pagedattn.errors import ArgumentError
 from pagedattn.extras import resolve
 from pagedattn.parallel import WHOLE
 from pagedattn.problem import Extras, Problem
+from pagedattn.values import flag
 from pagedattn.workspace import require
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def append(
     cp = checks.parallel(cp, cache, batch)
     if stream is None:
         stream = stream_of(k, cache.device)
+    elif cache.device.arch is None:
+        cache.device.using(stream)  # which refuses what is no stream, as a GPU does
     extras = None
     if not (k_bias is v_bias is rope is batch.finished is None):
         with cache.device.using(stream):
@@ -183,7 +186,7 @@ def paged_attention(
         Scores s become softcap * tanh(s / softcap).
     alibi_slopes : array (num_heads) float32, optional
         slope * (key position - query position) is added to the scores, after `softcap`. For keys before the query that is FlashAttention's
-        ALiBi; keys after it (`causal` False) gain where FlashAttention's lose.
+        ALiBi; keys after it (`causal` False) gain where FlashAttention's lose. Finite; on a GPU nobody looks whether they are.
     mask : bool array (sum of seqlens_q * seqlens_k), optional
         Which keys each query may see, as for a tree of drafted tokens: for each sequence its seqlens_q x seqlens_k entries, row by row, one
         sequence after the other. `causal` and `window_size` hold besides. Where tokens of a tree stand is told to the rope: `Rope.at`.
@@ -248,9 +251,11 @@ def paged_attention(
     window = 0 if window_size is None else checks.window(window_size)
     cap = 0.0 if softcap is None else checks.positive(softcap, "softcap")
     splits = 0 if num_splits is None else checks.splits(num_splits, layout.quantised)
-    causal, return_lse = bool(causal), return_lse or cp is not None
+    causal, return_lse = flag(causal, "causal"), return_lse or cp is not None
     if stream is None:
         stream = stream_of(q, device)
+    elif device.arch is None:
+        device.using(stream)  # which refuses what is no stream, as a GPU does
     rows = adopt(q, device, "q", stream=stream)
     if rows is not q and batch.finished is None:
         out = room_like(q, rows.shape) if out is None else out
@@ -277,8 +282,8 @@ def paged_attention(
                 k_bias=k_bias,
                 v_bias=v_bias,
                 logn_max_position=logn_max_position,
-                alibi_slopes=alibi_slopes,
-                mask=mask,
+                alibi_slopes=checks.slopes(alibi_slopes, cache),
+                mask=checks.mask(mask),
                 softmax_scale=scale,
             )
         asked = extras.packed("attention", device.address) if device.arch else b""

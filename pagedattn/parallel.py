@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pagedattn.errors import ArgumentError
+from pagedattn.values import whole
 
 Array = np.ndarray[Any, Any]
 
@@ -55,9 +56,9 @@ class ContextParallel:
     def __post_init__(self) -> None:
         for name in ("rank", "size"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
+            if (number := whole(value)) is None:
                 raise ArgumentError(f"`{name}` of ContextParallel must be an integer; got {value!r}.")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, number)
         if not 1 <= self.size <= MOST or not 0 <= self.rank < self.size:
             raise ArgumentError(
                 f"ContextParallel must be a rank from 0 to size - 1, with 1 to {MOST} ranks; got rank {self.rank} of {self.size}."

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pagedattn import arch as targets
+from pagedattn.arch import Arch
 from pagedattn.errors import ArgumentError, CompileError, UnsupportedError
 from pagedattn.spec import KV_DTYPES, KernelSpec, shipped
 
@@ -167,6 +168,10 @@ def _selected(
 ) -> list[KernelSpec]:
     from pagedattn import nvrtc
 
+    given = {"archs": archs, "dtypes": dtypes, "head_dims": head_dims, "ops": ops, "kv_dtypes": kv_dtypes}
+    for name, values in given.items():
+        if values == []:
+            raise ArgumentError(f"`{name}` must name at least one, or be None; got none.")
     known = nvrtc.archs()
     wanted = known if archs is None else [targets.parse(a) for a in archs]
     for target in wanted:
@@ -174,13 +179,23 @@ def _selected(
     for name in kv_dtypes or ():
         KernelSpec(op="append", dtype="bfloat16" if name == "bfloat16" else "float16", kv_dtype=name)  # refuses what no kernel stores
     specs = shipped([a.name for a in wanted], dtypes, head_dims, ops)
+    for name in kv_dtypes or ():
+        if not any(_serves(s, [name]) for s in specs):
+            raise ArgumentError(_why_none(name, wanted, dtypes, ops))
     if kv_dtypes is not None:
         specs = [s for s in specs if _serves(s, kv_dtypes)]
-    if not specs:
-        raise ArgumentError(
-            f"some kernel must be chosen, and a 16-bit cache stores its `dtype`; got dtypes={dtypes}, kv_dtypes={kv_dtypes}."
-        )
     return list(dict.fromkeys(specs))
+
+
+def _why_none(kv_dtype: str | None, wanted: list[Arch], dtypes: list[Any] | None, ops: list[Any] | None) -> str:
+    """Why no kernel serves caches of a type."""
+    if kv_dtype == "bfloat16" and dtypes is None and not any(a.family == "sm80" for a in wanted):
+        names = ", ".join(a.name for a in wanted)
+        return f"`kv_dtypes` must be float16, int8 or int4 below sm_80, where are no bfloat16 tensor cores; got {kv_dtype!r} for {names}."
+    return (
+        f"`kv_dtypes` must be types that the chosen kernels read, and a 16-bit cache stores its `dtype`; got {kv_dtype!r} with "
+        f"dtypes={dtypes}, ops={ops}."
+    )
 
 
 def _serves(spec: KernelSpec, kv_dtypes: list[str | None]) -> bool:

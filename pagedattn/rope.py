@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pagedattn.errors import ArgumentError
+from pagedattn.values import flag, whole
 
 if TYPE_CHECKING:
     from pagedattn.devices.base import Device
@@ -90,9 +93,10 @@ class Rope:
         interleaved: bool = False,
         **own: Any,
     ) -> None:
-        if kind not in OWN:
+        if not isinstance(kind, str) or kind not in OWN:
             raise ArgumentError(f"`kind` must be one of {', '.join(OWN)}; got {kind!r}.")
-        if dim is not None and (isinstance(dim, bool) or not hasattr(dim, "__index__") or dim < 4 or dim % 4):
+        turning = whole(dim)
+        if dim is not None and (turning is None or turning < 4 or turning % 4):
             raise ArgumentError(f"`dim` must be a positive multiple of 4, or None for the whole head; got {dim!r}.")
         for name in own:
             if name not in OWN[kind]:
@@ -110,12 +114,23 @@ class Rope:
             )
         if values.get("mrope_section") is not None:
             values["mrope_section"] = tuple(int(n) for n in values["mrope_section"])
-        self.kind, self.dim, self.base, self.factor = kind, None if dim is None else int(dim), float(base), float(factor)
-        self.interleaved = bool(interleaved)
-        self.own = {name: value for name, value in values.items() if value != OWN[kind][name]}
+        self.kind, self.dim, self.base, self.factor = kind, turning, float(base), float(factor)
+        self.interleaved = flag(interleaved, "interleaved")
+        self.own = MappingProxyType({name: value for name, value in values.items() if value != OWN[kind][name]})
         self._key = (kind, self.dim, self.base, self.factor, self.interleaved, tuple(sorted(values.items())))
         self._hash = hash(self._key)
         self._tables: dict[tuple[str, int], Any] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(self, name):  # __init__ gives each of them once
+            raise AttributeError(f"a Rope is immutable, so that what it was asked for holds; make another with {name}={value!r}.")
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a Rope is immutable: `{name}` stays.")
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return partial(Rope, self.kind, self.dim, self.base, self.factor, self.interleaved, **self.own), ()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Rope) and self._key == other._key
@@ -274,12 +289,14 @@ def _mscale(factor: float, weight: float) -> float:
 
 def _check(name: str, value: Any) -> None:
     """Refuse a number that no formula stands."""
-    if name in ("truncate", "mrope_interleaved") or (
-        value is None and name in ("attention_factor", "mscale", "mscale_all_dim", "mrope_section")
-    ):
+    if name in ("truncate", "mrope_interleaved"):
+        flag(value, name)
+        return
+    if value is None and name in ("attention_factor", "mscale", "mscale_all_dim", "mrope_section"):
         return
     if name == "mrope_section":
-        if not isinstance(value, (list, tuple)) or len(value) < AXES or not all(hasattr(n, "__index__") and n >= 0 for n in value):
+        counts = [whole(n) for n in value] if isinstance(value, (list, tuple)) else []
+        if len(counts) < AXES or any(n is None or n < 0 for n in counts):
             raise ArgumentError(f"`mrope_section` must be at least {AXES} counts of pairs; got {value!r}.")
         return
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not 0 < value < math.inf:

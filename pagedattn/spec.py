@@ -12,6 +12,7 @@ from pagedattn import dtypes, tuning
 from pagedattn.errors import ArgumentError, UnsupportedError
 from pagedattn.footprint import TILED, Footprint
 from pagedattn.layout import HEAD_DIMS
+from pagedattn.values import flag, whole
 
 OPS = ("decode", "prefill", "varlen", "append", "gather", "merge")
 HEAD_PACKS = (8, 16)
@@ -88,22 +89,19 @@ class KernelSpec(Footprint):
     adjusted: bool = False
 
     def __post_init__(self) -> None:
-        if self.op not in OPS:
+        if not isinstance(self.op, str) or self.op not in OPS:
             raise ArgumentError(f"`op` must be one of {', '.join(OPS)}; got {self.op!r}.")
         target = archs.parse(self.arch)
         dtype = dtypes.activation(self.dtype)
         self._set(arch=target.name, dtype=dtype.name, kv_dtype=dtypes.stored(self.kv_dtype, dtype).name)
+        self._require_integers()
         if self.head_dim not in HEAD_DIMS:
             nearest = min(HEAD_DIMS, key=lambda d: abs(d - self.head_dim))
             raise UnsupportedError(f"`head_dim` must be one of {HEAD_DIMS}; got {self.head_dim}. The nearest is {nearest}.")
         self._resolve_source(target)
-        for name in ("cta_s", "cta_q", "stages", "warps", "min_ctas"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ArgumentError(f"`{name}` must be a positive integer or None; got {value!r}.")
+        self._set(adjusted=flag(self.adjusted, "adjusted"))
         if self.adjusted and self.op not in TILED:
             raise ArgumentError(f"`adjusted` means nothing for op {self.op!r}; got {self.adjusted!r}. Leave it False.")
-        self._set(adjusted=bool(self.adjusted))
         if self.op == "decode":
             self._resolve_decode(target)
         elif self.op in TILED:
@@ -119,6 +117,16 @@ class KernelSpec(Footprint):
                 f"{self.name} needs {self.shared_bytes} bytes of shared memory per CTA; {self.generation} grants {granted}. "
                 "Take fewer warps or stages."
             )
+
+    def _require_integers(self) -> None:
+        for name in ("head_dim", "cta_s", "cta_q", "stages", "warps", "min_ctas", "heads"):
+            value = getattr(self, name)
+            if value is None and name != "head_dim":
+                continue
+            number = whole(value)
+            if number is None or number < 1:
+                raise ArgumentError(f"`{name}` must be a positive integer{'' if name == 'head_dim' else ' or None'}; got {value!r}.")
+            self._set(**{name: number})
 
     def _resolve_source(self, target: archs.Arch) -> None:
         """Family and mma, which follow from the target unless they are given."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pagedattn import ops, reference
+from pagedattn import checks, ops, reference
 from pagedattn.errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pagedattn.cache import KVCache
     from pagedattn.ptx.counts import Counts
 
+KEYWORDS = ("softmax_scale", "causal", "window_size", "softcap", "sinks", "alibi_slopes", "mask", "num_splits")
 # Relative error of an output row in the Euclidean norm: a few roundings to T on the way.
 TOLERANCE = {"float16": 2e-3, "bfloat16": 1.6e-2}
 
@@ -34,7 +35,8 @@ def assert_matches_reference(
     tolerance : float, optional
         Largest relative error of a sequence's rows in the Euclidean norm; None: 2e-3 for float16, 1.6e-2 for bfloat16.
     keywords
-        softmax_scale, causal, window_size, softcap, sinks, alibi_slopes, as in the call.
+        softmax_scale, causal, window_size, softcap, sinks, alibi_slopes, mask, as in the call; num_splits, which changes no result.
+        Rows of finished sequences are not compared.
 
     Returns
     -------
@@ -58,6 +60,9 @@ def assert_matches_reference(
     True
     """
     device = cache.device
+    for name in keywords:
+        if name not in KEYWORDS:
+            raise ArgumentError(f"`{name}` is no keyword of assert_matches_reference, whose own are: {', '.join(KEYWORDS)}.")
     if cache.cp is not None:
         raise UnsupportedError(
             "`cache` must hold every key; got one of a rank. Compare what `merge` makes of the ranks with attention over all keys."
@@ -68,17 +73,35 @@ def assert_matches_reference(
         raise ArgumentError(f"`out` must have the shape of q, {queries.shape}; got {found.shape}.")
     if len(found) != batch.num_tokens:
         raise ArgumentError(f"`out.shape[0]` must equal the batch's new tokens, {batch.num_tokens}; got {len(found)}.")
+    keywords.pop("num_splits", None)
+    masks = _masks(keywords.pop("mask", None), batch)
+    for name in ("sinks", "alibi_slopes"):
+        if keywords.get(name) is not None:
+            keywords[name] = np.asarray(device.to_host(device.asarray(keywords[name])))
+    finished = np.zeros(batch.batch_size, bool) if batch.finished is None else device.to_host(batch.finished).astype(bool)
     limit = TOLERANCE[cache.layout.dtype] if tolerance is None else tolerance
     starts_q, starts_k = (np.concatenate([[0], np.cumsum(x)]) for x in (batch.seqlens_q, batch.seqlens_k))
     worst = 0.0
-    for b in range(batch.batch_size):
+    for b in np.flatnonzero(~finished):
         rows, keys = slice(starts_q[b], starts_q[b + 1]), slice(starts_k[b], starts_k[b + 1])
-        expected = reference.attention(queries[rows], k[keys], v[keys], **keywords).out
+        expected = reference.attention(queries[rows], k[keys], v[keys], mask=masks[b], **keywords).out
         error = float(np.linalg.norm(found[rows] - expected) / max(np.linalg.norm(expected), np.finfo(np.float32).tiny))
         if not error <= limit:
             raise AssertionError(f"sequence {b} differs from float64 attention by {error:.2e} of its norm; {limit:.2e} is granted")
         worst = max(worst, error)
     return worst
+
+
+def _masks(mask: Any, batch: Batch) -> list[Any]:
+    """The flat mask of a call, cut into a (seqlen_q, seqlen_k) one for each sequence."""
+    if mask is None:
+        return [None] * batch.batch_size
+    found = np.asarray(batch.device.to_host(batch.device.asarray(checks.mask(mask))))
+    sizes = batch.seqlens_q * batch.seqlens_k
+    if found.shape != (int(sizes.sum()),) or found.dtype.name not in ("bool", "uint8"):
+        raise ArgumentError(f"`mask` must be bool of shape ({int(sizes.sum())},), flat as in the call; got {found.dtype} {found.shape}.")
+    starts, shapes = np.cumsum(sizes) - sizes, zip(batch.seqlens_q, batch.seqlens_k, strict=True)
+    return [found[start : start + n * m].astype(bool).reshape(n, m) for start, (n, m) in zip(starts, shapes, strict=True)]
 
 
 @contextmanager

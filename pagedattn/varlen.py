@@ -16,6 +16,7 @@ from pagedattn.layout import BlockLayout
 from pagedattn.ops import append, paged_attention
 from pagedattn.problem import Problem
 from pagedattn.rope import Rope
+from pagedattn.values import flag, listed
 from pagedattn.workspace import require
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ def varlen_attention(
         if x.strides[0] > _MOST_ROW_BYTES:
             raise ArgumentError(f"`{name}`'s token stride must be at most {_MOST_ROW_BYTES} bytes; got {x.strides[0]}. Copy it.")
     changes: dict[str, Any] = {"q_bias": q_bias, "logn_max_position": logn_max_position}
-    options: dict[str, Any] = {"alibi_slopes": alibi_slopes, "mask": mask}
+    causal = flag(causal, "causal")
+    with target.using(stream):
+        options: dict[str, Any] = {"alibi_slopes": checks.slopes(alibi_slopes, space), "mask": checks.mask(mask)}
     if not (rope is q_bias is logn_max_position is None):  # queries change on their way beside keys that go into a cache
         rope = Rope("none") if rope is None else rope
         return _turned(
@@ -165,7 +168,7 @@ def varlen_attention(
         lse=room,
         sinks=sinks,
         softmax_scale=scale,
-        causal=bool(causal),
+        causal=causal,
         window_size=window,
         softcap=cap,
         num_splits=splits,
@@ -194,13 +197,12 @@ def _batch(cu_seqlens_q: Any, cu_seqlens_k: Any, device: Device) -> Batch:
     """The sequences, with no blocks."""
     lengths = []
     for name, x in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
-        found = np.asarray(x) if place(x) in (None, "cpu") else device.to_host(adopt(x, device, name))
-        steps = np.diff(found)
-        if found.ndim != 1 or found.dtype.kind not in "iu" or not found.size or found[0] != 0 or (steps < 0).any():
-            raise ArgumentError(
-                f"`{name}` must be integers that rise from 0, one more than sequences; got {found.dtype} {found[:9].tolist()}."
-            )
-        lengths.append(steps.astype(np.int64))
+        found = listed(x, name, "integers, in one row") if place(x) in (None, "cpu") else device.to_host(adopt(x, device, name))
+        rises = found.ndim == 1 and found.dtype.kind in "iu" and found.size and found[0] == 0 and (found[1:] >= found[:-1]).all()
+        if not rises:
+            what = f"{found.dtype} of shape {found.shape}: {np.array2string(found.reshape(-1)[:9], separator=', ')}"
+            raise ArgumentError(f"`{name}` must be integers that rise from 0, in one row, one more than sequences; got {what}.")
+        lengths.append(np.diff(found.astype(np.int64)))
     return Batch(np.zeros((len(lengths[0]), 0), np.int32), *lengths, device=device)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pagedattn import devices, dispatch
 from pagedattn.errors import ArgumentError
 from pagedattn.layout import BlockLayout
+from pagedattn.values import whole
 
 if TYPE_CHECKING:
     from pagedattn.devices.base import Device
@@ -76,7 +77,7 @@ def warmup(
     cpu runs no kernels: nothing to warm up
     """
     layout = BlockLayout(num_kv_heads, head_dim, dtype=dtype, kv_dtype=kv_dtype)
-    if isinstance(num_heads, bool) or not hasattr(num_heads, "__index__") or num_heads < 1 or num_heads % num_kv_heads:
+    if (heads := whole(num_heads)) is None or heads < 1 or heads % num_kv_heads:
         raise ArgumentError(f"`num_heads` must be a positive multiple of num_kv_heads, {num_kv_heads}; got {num_heads!r}.")
     target = devices.get(device)
     if target.arch is None or target.source is None:

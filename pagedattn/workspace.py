@@ -9,6 +9,7 @@ from pagedattn import arch as archs
 from pagedattn import dispatch
 from pagedattn.errors import ArgumentError
 from pagedattn.layout import BlockLayout
+from pagedattn.values import splits, whole
 
 if TYPE_CHECKING:
     from pagedattn.dispatch import Launch
@@ -29,7 +30,7 @@ def workspace_bytes(
     max_seqlen_q: int = 1,
     dtype: str = "float16",
     kv_dtype: str | None = None,
-    num_splits: int | None = None,
+    num_splits: int | str | None = None,
     arch: str | int = "sm_80",
     sm_count: int = 108,
 ) -> int:
@@ -38,12 +39,12 @@ def workspace_bytes(
     Parameters
     ----------
     batch_size, max_seqlen_q, max_seqlen_k : int
-        The largest numbers of sequences, of new tokens of one (for calls with a `mask`, which prefill serves, at least 2), and of all
-        tokens of one.
+        The largest numbers of sequences, of new tokens of one, and of all tokens of one. Calls with a `mask` are prefill's, single queries
+        too: for them `max_seqlen_q` must be at least 2.
     num_heads, num_kv_heads, head_dim, dtype, kv_dtype
         As in the call and its cache.
-    num_splits : int, optional
-        As in the call; for "fixed:N" the number of cuts of the longest sequence, max_seqlen_k / N.
+    num_splits : int or "fixed:N", optional
+        As in the call.
     arch, sm_count
         The GPU: its target, and its multiprocessors (an A100 has 108, an H200 132).
 
@@ -59,18 +60,19 @@ def workspace_bytes(
     1360384
     """
     sizes = {"batch_size": batch_size, "num_heads": num_heads, "max_seqlen_k": max_seqlen_k, "max_seqlen_q": max_seqlen_q}
-    for name, value in {**sizes, "sm_count": sm_count, "num_splits": 1 if num_splits is None else num_splits}.items():
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+    for name, value in {**sizes, "sm_count": sm_count}.items():
+        if (number := whole(value)) is None or number < 1:
             raise ArgumentError(f"`{name}` must be a positive integer; got {value!r}.")
     layout = BlockLayout(num_kv_heads, head_dim, dtype=dtype, kv_dtype=kv_dtype)
+    cuts = 0 if num_splits is None else splits(num_splits, layout.quantised)
     if num_heads % num_kv_heads:
         raise ArgumentError(f"`num_heads` must be a multiple of num_kv_heads, {num_kv_heads}; got {num_heads}.")
     device: Any = SimpleNamespace(arch=archs.parse(arch), source=archs.parse(arch), sm_count=sm_count)
     batch: Any = SimpleNamespace(batch_size=batch_size, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
-    spec, _, packs, places = dispatch.plan_decode(device, layout, num_heads // num_kv_heads, batch, num_splits or 0)
-    pieces = places * batch_size * num_kv_heads * packs if num_splits else places
+    spec, _, packs, places = dispatch.plan_decode(device, layout, num_heads // num_kv_heads, batch, cuts)
+    pieces = places * batch_size * num_kv_heads * packs if cuts else places
     room = pieces * spec.piece_bytes
-    if max_seqlen_q > 1 and not num_splits:
+    if max_seqlen_q > 1 and not cuts:
         batch.batch_size, batch.max_seqlen_q = 1, 2  # the fewest query tiles: if their keys are not shared, no others' are
         spec, _, _, parts = dispatch.plan_prefill(device, layout, num_heads, batch, 0)
         if parts > 1:
@@ -94,7 +96,8 @@ def require(given_bytes: int, launches: Plan | list[Launch]) -> None:
         )
     if room and given_bytes < COUNTER_BYTES + room:
         raise ArgumentError(
-            f"`workspace` must have at least {COUNTER_BYTES + room} bytes for this call, see workspace_bytes; got {given_bytes}."
+            f"`workspace` must have at least {COUNTER_BYTES + room} bytes for this call; got {given_bytes}. See workspace_bytes: "
+            "a call with a `mask` wants its max_seqlen_q to be at least 2."
         )
 
 

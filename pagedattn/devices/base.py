@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pagedattn.devices.streams import stream_address
+
 if TYPE_CHECKING:
     from pagedattn.arch import Arch
     from pagedattn.kernel import Kernel
@@ -67,7 +69,9 @@ class Device(ABC):
         return 0
 
     def using(self, stream: Any) -> AbstractContextManager[Any]:
-        """What is made in its body is made for work on `stream`; None: the current one."""
+        """What is made in its body is made for work on `stream`; None: the current one. What is no stream is refused."""
+        if stream is not None:
+            stream_address(stream)
         return nullcontext()
 
     def meeting(self) -> AbstractContextManager[Any]:

@@ -67,6 +67,14 @@ def append(**changes: Callable[[Setup], Any]) -> Call:
     return lambda s: s.append(**{name: make(s) for name, make in changes.items()})
 
 
+def explain(**changes: Callable[[Setup], Any]) -> Call:
+    def call(s: Setup) -> Any:
+        given = {name: make(s) for name, make in changes.items()}
+        return pa.explain(given.pop("q", s.q), s.cache, s.batch, **given)
+
+    return call
+
+
 def value(x: Any) -> Callable[[Setup], Any]:
     return lambda s: x
 
@@ -110,6 +118,14 @@ BAD: dict[str, tuple[Call, str]] = {
     "softcap-infinite": (attend(softcap=value(float("inf"))), "`softcap`"),
     "window-zero": (attend(window_size=value(0)), "`window_size` must be a positive integer"),
     "window-pair": (attend(window_size=value((7, 0))), "`window_size`"),
+    "window-array": (attend(window_size=value(np.array([3, 4]))), "`window_size` must be a positive integer"),
+    "causal-array": (attend(causal=value(np.array([True, False]))), "`causal` must be True or False; got array"),
+    "causal-none": (attend(causal=value(None)), "`causal` must be True or False; got None"),
+    "causal-text": (attend(causal=value("no")), "`causal` must be True or False; got 'no'"),
+    "layer-array": (attend(layer=value(np.array([0, 1]))), "`layer` must be an integer"),
+    "stream-text": (attend(stream=value("main")), "`stream` must be an address, a CuPy or PyTorch stream.*got str"),
+    "stream-text-append": (append(stream=value("main")), "`stream` must be an address.*got str"),
+    "stream-text-explain": (explain(stream=value("main")), "`stream` must be an address.*got str"),
     "splits-zero": (attend(num_splits=value(0)), "`num_splits` must be"),
     "splits-text": (attend(num_splits=value("fixed:")), "`num_splits` must be"),
     "splits-odd": (attend(num_splits=value("fixed:100")), "`num_splits` must be"),
@@ -128,8 +144,14 @@ BAD: dict[str, tuple[Call, str]] = {
     "k-bias-alone": (attend(k_bias=shape(2, 64)), "`k_bias` and `v_bias` are added to new rows, and must come with `k` and `v`"),
     "alibi-shape": (attend(alibi_slopes=shape(2, dtype=np.float32)), r"`alibi_slopes` must be float32 of shape \(8,\)"),
     "alibi-dtype": (attend(alibi_slopes=shape(8)), "`alibi_slopes` must be float32"),
+    "alibi-list": (attend(alibi_slopes=value([1.0] * 8)), "`alibi_slopes` must be an array"),
     "mask-shape": (attend(mask=shape(64, dtype=np.bool_)), r"`mask` must be bool of shape \(65,\).*got bool \(64,\)"),
     "mask-dtype": (attend(mask=shape(65)), r"`mask` must be bool of shape \(65,\).*got float16"),
+    "mask-ragged": (attend(mask=value([[True], [True, False]])), "`mask` must hold bools, in one flat row; NumPy says"),
+    "finished-ragged": (
+        lambda s: pa.Batch([[0, 1], [2, -1]], [3, 1], [20, 5], finished=[[True], [True, False]], device=s.device),  # type: ignore[list-item]
+        "`finished` must hold bools; NumPy says",
+    ),
     "logn-one": (attend(logn_max_position=value(1)), "`logn_max_position` must be an integer from 2"),
     "logn-float": (attend(logn_max_position=value(2048.0)), "`logn_max_position` must be an integer"),
     "batch-none": (attend(batch=value(None)), "`batch` must be a Batch.*got NoneType"),
@@ -137,6 +159,28 @@ BAD: dict[str, tuple[Call, str]] = {
     "batch-none-gather": (lambda s: pa.gather(s.cache, None), "`batch` must be a Batch.*got NoneType"),  # type: ignore[arg-type]
     "cache-none": (attend(cache=value(None)), "`cache` must be a KVCache; got NoneType"),
     "explain-batch-none": (lambda s: pa.explain(s.q, s.cache, None), "`batch` must be a Batch.*got NoneType"),  # type: ignore[arg-type]
+    "explain-q-list": (lambda s: pa.explain([[1.0]], s.cache, s.batch), "`q` must be an array.*got list"),
+    "explain-q-rank": (explain(q=shape(4, 512)), "`q` must have 3 dimensions"),
+    "explain-q-tokens": (explain(q=shape(5, 8, 64)), r"`q.shape\[0\]` must equal the batch's new tokens, 4; got 5"),
+    "explain-q-head-dim": (explain(q=shape(4, 8, 128)), r"`q.shape\[2\]` must equal the cache's head_dim, 64; got 128"),
+    "explain-q-dtype": (explain(q=shape(4, 8, 64, dtype=np.float32)), "cache's dtype, float16; got float32"),
+    "explain-keyword": (explain(windowsize=value(3)), "`windowsize` is no keyword of paged_attention, whose own are: k, v, layer"),
+    "explain-layer": (explain(layer=value(2)), "`layer` must be an integer from 0 to 1.*got 2"),
+    "explain-cp": (explain(cp=value("0/2")), "`cp` must be a ContextParallel.*got str"),
+    "explain-softcap": (explain(softcap=value(float("nan"))), "`softcap` must be a positive finite number"),
+    "explain-causal": (explain(causal=value(None)), "`causal` must be True or False"),
+    "explain-window": (explain(window_size=value(0)), "`window_size` must be a positive integer"),
+    "explain-splits": (explain(num_splits=value("fixed:3")), "`num_splits` must be"),
+    "explain-scale": (explain(softmax_scale=value(0)), "`softmax_scale` must be a positive finite number"),
+    "explain-k-alone": (explain(k=shape(4, 2, 64)), "`k` and `v` must come together"),
+    "explain-k": (explain(k=shape(4, 1, 64), v=shape(4, 2, 64)), r"`k.shape\[1\]` must equal the KV heads, 2; got 1"),
+    "explain-k-bias": (explain(k_bias=shape(2, 64)), "`k_bias` and `v_bias` are added to new rows"),
+    "explain-rope": (explain(rope=value("yarn")), "`rope` must be a pagedattn.Rope"),
+    "explain-mask": (explain(mask=shape(64, dtype=np.bool_)), r"`mask` must be bool of shape \(65,\)"),
+    "explain-out": (explain(out=shape(4, 4, 64)), r"`out.shape\[1\]` must equal that of q"),
+    "explain-sinks": (explain(sinks=shape(2, dtype=np.float32)), "`sinks` must be float32"),
+    "explain-lse": (explain(lse=shape(2, dtype=np.float32)), "`lse` must be float32"),
+    "explain-workspace": (explain(workspace=shape(2, dtype=np.float32)), "`workspace` must be uint8"),
     "table-narrow": (attend(batch=lambda s: s.table([[0], [2]])), "`block_table` must have 2 columns.*got 1"),
     "table-narrow-append": (append(batch=lambda s: s.table([[0], [2]])), "`block_table` must have 2 columns.*got 1"),
     "table-narrow-gather": (lambda s: pa.gather(s.cache, s.table([[0], [2]])), "`block_table` must have 2 columns"),
@@ -201,6 +245,16 @@ def test_read_only_out() -> None:
     setup.out.flags.writeable = False
     with pytest.raises(pa.ArgumentError, match="`out` must be writable"):
         setup.attend()
+    assert setup.state() == setup.before
+
+
+@pytest.mark.parametrize("slope", [np.nan, np.inf])
+def test_slopes_that_are_no_numbers(slope: float) -> None:
+    setup = Setup("cpu")
+    slopes = np.array([1, 1, 1, slope, 1, 1, 1, 1], np.float32)
+    for call in (setup.attend, lambda **keywords: pa.explain(setup.q, setup.cache, setup.batch, **keywords)):
+        with pytest.raises(pa.ArgumentError, match=f"`alibi_slopes` must be finite; got {slope}"):
+            call(alibi_slopes=slopes)
     assert setup.state() == setup.before
 
 

@@ -67,6 +67,21 @@ def test_rope_turns_keys_too(device: str) -> None:
     assert not np.array_equal(where.to_host(found), where.to_host(pa.varlen_attention(q, k, v, starts, starts, device=device)))
 
 
+@pytest.mark.parametrize(
+    ("keywords", "text"),
+    [
+        ({"causal": "no"}, "`causal` must be True or False"),
+        ({"mask": [[True], [True, False]]}, "`mask` must"),
+        ({"alibi_slopes": np.array([1.0, np.nan], np.float32)}, "`alibi_slopes` must be finite"),
+        ({"logn_max_position": np.array([4, 5])}, "`logn_max_position` must be an integer"),
+    ],
+)
+def test_keywords_are_checked(keywords: dict[str, Any], text: str) -> None:
+    rows = np.zeros((3, 2, 64), np.float16)
+    with pytest.raises(pa.ArgumentError, match=text):
+        pa.varlen_attention(rows, rows, rows, [0, 3], [0, 3], **keywords)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["q_bias", "logn_max_position"])
 def test_queries_change_without_a_rope(name: str, device: str) -> None:
@@ -92,6 +107,10 @@ def test_refused() -> None:
         ((q, k, v, [1, 3, 5], good), {}, "`cu_seqlens_q` must be integers that rise from 0"),
         ((q, k, v, good, [0, 6, 5]), {}, "`cu_seqlens_k` must be integers that rise from 0"),
         ((q, k, v, [0.0, 5.0], [0, 5]), {}, "`cu_seqlens_q` must be integers"),
+        ((q, k, v, 3, good), {}, r"`cu_seqlens_q` must be integers that rise from 0.*got int64 of shape \(\): \[3\]"),
+        ((q, k, v, good, None), {}, "`cu_seqlens_k` must be integers that rise from 0.*got object"),
+        ((q, k, v, "abc", good), {}, "`cu_seqlens_q` must be integers that rise from 0.*'abc'"),
+        ((q, k, v, [[0, 3], [5]], good), {}, "`cu_seqlens_q` must hold integers, in one row; NumPy says"),
         ((q, k, v, good, [0, 2, 5]), {}, "seqlens_q <= seqlens_k must hold; sequence 0 has 3 new tokens of 2"),
         ((q, k[:, :, :32], v, good, good), {}, "`head_dim` must be one of"),
         ((q, k, v[:, :1], good, good), {}, r"`v.shape\[1\]` must equal the KV heads, 2; got 1"),

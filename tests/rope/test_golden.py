@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,13 @@ def test_far_positions_are_as_exact_as_near_ones(device: str, interleaved: bool)
         ({"kind": "llama3", "max_position": 8192, "high_freq_factor": 1}, "`high_freq_factor` must be above low_freq_factor"),
         ({"kind": "mrope"}, "kind 'mrope' needs `mrope_section`"),
         ({"kind": "mrope", "mrope_section": [16, 16]}, "`mrope_section` must be at least 3 counts of pairs"),
+        ({"kind": "mrope", "mrope_section": [16, 8, 8.0]}, "`mrope_section` must be at least 3 counts of pairs"),
+        ({"kind": ["a"]}, r"`kind` must be one of .*; got \['a'\]"),
+        ({"dim": np.array([4, 8])}, "`dim` must be a positive multiple of 4"),
+        ({"interleaved": "no"}, "`interleaved` must be True or False; got 'no'"),
+        ({"kind": "yarn", "max_position": 64, "truncate": "x"}, "`truncate` must be True or False; got 'x'"),
+        ({"kind": "yarn", "max_position": "64"}, "`max_position` must be a positive finite number; got '64'"),
+        ({"kind": "mrope", "mrope_section": [1, 1, 1], "mrope_interleaved": 1}, "`mrope_interleaved` must be True or False; got 1"),
     ],
 )
 def test_refused(arguments: dict[str, Any], text: str) -> None:
@@ -123,5 +132,15 @@ def test_a_rope_is_a_value() -> None:
     assert one == two
     assert len({one, two, pa.Rope(), pa.Rope("default", base=10000)}) == 2
     assert eval(repr(one), {"Rope": pa.Rope}) == one
+    assert pickle.loads(pickle.dumps(one)) == copy.deepcopy(one) == one
+    for name in ("kind", "base", "own", "_key", "another"):
+        with pytest.raises(AttributeError):
+            setattr(one, name, 2.0)
+    with pytest.raises(AttributeError, match="immutable"):
+        del one.base
+    with pytest.raises(TypeError):
+        one.own["mrope_section"] = (1, 1, 1)  # type: ignore[index]
+    assert one == two
+    assert hash(one) == hash(two)
     assert pa.Rope("none").turns(64).size == 0
     assert pa.Rope("dynamic", factor=4, max_position=100).frequencies(64, 100).tolist() == pa.Rope().frequencies(64).tolist()

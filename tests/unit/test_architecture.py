@@ -24,7 +24,7 @@ TEMPLATES = sorted(resources.folder("templates").glob("*.j2"))
 
 # A part imports parts of its own row and of the rows above; none imports itself through another.
 ROWS = (
-    ("errors", "dtypes", "arch", "env", "resources"),
+    ("errors", "dtypes", "arch", "env", "resources", "values"),
     ("layout", "params", "parallel", "tuning", "prepare", "problem", "quant", "rope", "footprint", "spec"),
     ("render", "nvrtc", "kernel", "entry", "store"),
     ("build", "dispatch", "plan", "workspace"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,6 +121,26 @@ class Borrower(InterpreterDevice):
         return arch.parse("sm_75")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"head_dim": "128"},
+        {"head_dim": None},
+        {"head_dim": 128.0},
+        {"warps": True},
+        {"stages": True},
+        {"cta_s": 16.0},
+        {"heads": 8.0},
+        {"min_ctas": np.array([1, 2])},
+    ],
+    ids=str,
+)
+def test_numbers_of_a_spec_are_integers(fields: dict[str, Any]) -> None:
+    (name,) = fields
+    with pytest.raises(pa.ArgumentError, match=f"`{name}` must be a positive integer"):
+        KernelSpec("decode", **fields)
+
+
 def test_explain_says_which_family_and_why() -> None:
     for device, text in (
         (InterpreterDevice("sm_70"), r"on interpreter:sm_70: the SM70 family \(mma\.m8n8k4\), for sm_70 has no cp\.async\n"),
@@ -148,3 +169,27 @@ def test_cuda_13_compiles_for_turing_and_tells_who_compiles_for_volta(monkeypatc
         return
     with pytest.raises(pa.UnsupportedError, match=r"sm_70 needs NVRTC 12\.x; found 13\.0\. Install pagedattn\[cuda12\]"):
         nvrtc.require(target)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "text"),
+    [
+        ({}, ""),
+        ({"rope": pa.Rope("none")}, ""),
+        ({"rope": pa.Rope()}, "it turns, biases or scales the queries, a CTA"),
+        ({"logn_max_position": 8}, "it turns, biases or scales the queries, a CTA"),
+        ({"q_bias": np.zeros((8, 64), np.float16)}, "it turns, biases or scales the queries, a CTA"),
+        ({"k": 1}, "it writes the rows of k and v, a CTA"),
+        ({"k": 1, "rope": pa.Rope()}, "it writes the rows of k and v and turns, biases or scales the queries, a CTA"),
+    ],
+    ids=str,
+)
+def test_explain_names_what_append_does_first(keywords: dict[str, Any], text: str) -> None:
+    cache = pa.KVCache(4, num_kv_heads=2, head_dim=64, block_len=16, device="interpreter")
+    batch = cache.extend([cache.new_sequence(), cache.new_sequence()], [30, 1])
+    if "k" in keywords:
+        keywords = {**keywords, **dict.fromkeys("kv", np.zeros((31, 2, 64), np.float16))}
+    steps = pa.explain(np.zeros((31, 8, 64), np.float16), cache, batch, **keywords).steps
+    assert [step.spec.op for step in steps if step.spec] == ["append"] * bool(text) + ["decode", "prefill"]
+    assert text in steps[0].reason
+    assert steps[0].grid == 31 or not text

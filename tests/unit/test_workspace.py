@@ -9,7 +9,7 @@ import pytest
 
 import pagedattn as pa
 from pagedattn import arch as archs
-from pagedattn import dispatch, workspace
+from pagedattn import checks, dispatch, workspace
 from pagedattn.problem import Problem
 from tests.attention import test_attention
 from tests.attention.cases import Case
@@ -30,12 +30,13 @@ class Gpu:
 
 
 @pytest.mark.parametrize("kv_dtype", [None, "int4"])
-@pytest.mark.parametrize("num_splits", [None, 1, 7])
+@pytest.mark.parametrize("num_splits", [None, 1, 7, "fixed:512"])
 @pytest.mark.parametrize("sm_count", [4, 132])
-def test_it_is_a_bound_that_is_reached(sm_count: int, num_splits: int | None, kv_dtype: str | None) -> None:
+def test_it_is_a_bound_that_is_reached(sm_count: int, num_splits: int | str | None, kv_dtype: str | None) -> None:
     rng, worst = np.random.default_rng(0), 0
     bound = pa.workspace_bytes(**SIZES, num_splits=num_splits, kv_dtype=kv_dtype, arch="sm_90", sm_count=sm_count)
     layout = pa.BlockLayout(8, 128, kv_dtype=kv_dtype)
+    cuts = 0 if num_splits is None else checks.splits(num_splits)
     for _ in range(300):
         size = int(rng.integers(1, 9))
         longest = int(rng.choice([1, 2, 16, 100, 3000]))
@@ -45,7 +46,7 @@ def test_it_is_a_bound_that_is_reached(sm_count: int, num_splits: int | None, kv
             seqlens_k[0] = 20000
         batch = pa.Batch(np.zeros((size, 313), np.int32), seqlens_q, seqlens_k, device="cpu")
         q = np.broadcast_to(np.float16(0), (batch.num_tokens, 32, 128))
-        problem = Problem("attention", layout, None, 0, batch, q=q, out=q, num_splits=num_splits or 0)
+        problem = Problem("attention", layout, None, 0, batch, q=q, out=q, num_splits=cuts)
         launches = dispatch.select(problem, Gpu(sm_count))  # type: ignore[arg-type]
         room, counters = workspace.needed(launches)
         assert counters <= workspace.MOST_COUNTERS
@@ -53,7 +54,7 @@ def test_it_is_a_bound_that_is_reached(sm_count: int, num_splits: int | None, kv
         workspace.require(bound, launches)
     assert bound * 0.8 <= worst <= bound
     with pytest.raises(pa.ArgumentError, match=f"`workspace` must have at least .* bytes for this call.*got {workspace.COUNTER_BYTES}"):
-        workspace.require(workspace.COUNTER_BYTES, dispatch.select(problem_with_one_token(layout, num_splits or 0), Gpu(sm_count)))  # type: ignore[arg-type]
+        workspace.require(workspace.COUNTER_BYTES, dispatch.select(problem_with_one_token(layout, cuts), Gpu(sm_count)))  # type: ignore[arg-type]
 
 
 def problem_with_one_token(layout: pa.BlockLayout, num_splits: int) -> Problem:
@@ -77,6 +78,9 @@ def test_too_many_segments() -> None:
         ({"batch_size": 0}, "`batch_size` must be a positive integer; got 0"),
         ({"num_heads": 30}, "`num_heads` must be a multiple of num_kv_heads, 8; got 30"),
         ({"num_splits": True}, "`num_splits`"),
+        ({"num_splits": "fixed:24"}, "`num_splits` must be None, .* 'fixed:N' with N a multiple of 16.*got 'fixed:24'"),
+        ({"num_splits": "fixed:16", "kv_dtype": "int8"}, "N a multiple of 32"),
+        ({"batch_size": np.array([1, 2])}, "`batch_size` must be a positive integer"),
         ({"sm_count": 1.5}, "`sm_count`"),
         ({"arch": "sm_0"}, "sm_0"),
         ({"head_dim": 100}, "`head_dim`"),
