@@ -6,18 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from pagedattn import dtypes, env
+from pagedattn import dispatch, dtypes, env
 from pagedattn.arrays import adopt
 from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, UnsupportedError
 from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.values import listed, whole
-from pagedattn.values import splits as splits
+from pagedattn.values import splits as _splits
 
 ROW_ALIGNMENT = 16  # bytes that a kernel moves at once
 _MOST_SHARED = 2**30  # tokens of a sequence that ranks share: positions past its end stay in 32 bits
 _SMALLEST, _LARGEST = 1e-15, 1e15  # of softmax_scale and softcap: their quotients stay in float32
+
+
+def splits(num_splits: Any, cache: KVCache) -> int:
+    """See values.splits: cuts lie between the tiles that decode has for this cache on this device."""
+    return _splits(num_splits, dispatch.cut_tile(cache.layout, cache.device.source))
 
 
 def parallel(cp: Any, cache: KVCache, batch: Batch) -> ContextParallel | None:

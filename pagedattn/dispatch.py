@@ -201,6 +201,11 @@ def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch) -> l
     ]
 
 
+def cut_tile(layout: BlockLayout, source: Arch | None) -> int:
+    """Keys of decode's tiles, between which "fixed:N" cuts, for the kernels of target `source`; None: a device without kernels."""
+    return 32 if layout.quantised or (source is not None and source.mma == "m8n8k4") else 16
+
+
 def plan_decode(
     device: Target, layout: BlockLayout, group_size: int, batch: Batch, num_splits: int, cp: ContextParallel = WHOLE
 ) -> tuple[KernelSpec, int, int, int]:

@@ -139,7 +139,7 @@ def _checked(q: Any, cache: KVCache, batch: Batch, **given: Any) -> _Call:
         checks.window(given["window_size"])
     if cap is not None:
         checks.positive(cap, "softcap")
-    splits = 0 if given["num_splits"] is None else checks.splits(given["num_splits"], cache.layout.quantised)
+    splits = 0 if given["num_splits"] is None else checks.splits(given["num_splits"], cache)
     flag(given["causal"], "causal")
     if stream is None:
         stream = stream_of(q, device)

@@ -206,8 +206,8 @@ def paged_attention(
         Where it goes; it is returned where `return_lse`.
     num_splits : int or "fixed:N", optional
         How decode cuts a sequence's keys for parallel work. None: one list of tiles, balanced over the GPU. An int: that many cuts.
-        "fixed:N": at every N keys (a multiple of 16; of 32 for int8 and int4), whatever else is in the batch. Longer queries are read
-        by several CTAs only where num_splits is None and there are too few of them to fill the GPU.
+        "fixed:N": at every N keys (a multiple of 16; of 32 for int8 and int4, and on sm_70), whatever else is in the batch. Longer queries
+        are read by several CTAs only where num_splits is None and there are too few of them to fill the GPU.
     workspace : uint8 array (at least `workspace_bytes(...)`), optional
         Memory for what CTAs share, zeroed once before its first call. Calls that use it must follow each other, as on one stream; they may
         be of any shapes. None: the device keeps one for each stream. With `out`, and `lse` if it is wanted, the call allocates nothing.
@@ -250,7 +250,7 @@ def paged_attention(
     scale = layout.head_dim**-0.5 if softmax_scale is None else checks.positive(softmax_scale, "softmax_scale")
     window = 0 if window_size is None else checks.window(window_size)
     cap = 0.0 if softcap is None else checks.positive(softcap, "softcap")
-    splits = 0 if num_splits is None else checks.splits(num_splits, layout.quantised)
+    splits = 0 if num_splits is None else checks.splits(num_splits, cache)
     causal, return_lse = flag(causal, "causal"), return_lse or cp is not None
     if stream is None:
         stream = stream_of(q, device)

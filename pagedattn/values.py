@@ -51,13 +51,12 @@ def listed(value: Any, name: str, kind: str) -> Array:
         raise ArgumentError(f"`{name}` must hold {kind}; NumPy says: {error}") from error
 
 
-def splits(value: int | str, quantised: bool = False) -> int:
-    """`num_splits` as a number: n cuts as n, cuts of N keys as -N. Cuts lie between tiles: of 16 keys, of 32 where the cache holds codes.
+def splits(value: int | str, tile: int = 16) -> int:
+    """`num_splits` as a number: n cuts as n, cuts of N keys as -N. Cuts lie between decode's tiles, of `tile` keys.
 
     >>> splits(4), splits("fixed:256")
     (4, -256)
     """
-    tile = 32 if quantised else 16
     if isinstance(value, str):
         kind, _, keys = value.partition(":")
         if kind == "fixed" and keys.isdecimal() and len(keys) < 10 and int(keys) > 0 and int(keys) % tile == 0:
@@ -65,5 +64,5 @@ def splits(value: int | str, quantised: bool = False) -> int:
     elif (cuts := whole(value)) is not None and 1 <= cuts <= 1024:
         return cuts
     raise ArgumentError(
-        f"`num_splits` must be None, an integer from 1 to 1024, or 'fixed:N' with N a multiple of {tile} in this cache; got {value!r}."
+        f"`num_splits` must be None, an integer from 1 to 1024, or 'fixed:N' with N a multiple of {tile}, decode's tile here; got {value!r}."
     )

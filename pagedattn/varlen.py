@@ -17,6 +17,7 @@ from pagedattn.ops import append, paged_attention
 from pagedattn.problem import Problem
 from pagedattn.rope import Rope
 from pagedattn.values import flag, listed
+from pagedattn.values import splits as splits_of
 from pagedattn.workspace import require
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def varlen_attention(
     scale = space.layout.head_dim**-0.5 if softmax_scale is None else checks.positive(softmax_scale, "softmax_scale")
     window = 0 if window_size is None else checks.window(window_size)
     cap = 0.0 if softcap is None else checks.positive(softcap, "softcap")
-    splits = 0 if num_splits is None else checks.splits(num_splits)
+    splits = 0 if num_splits is None else splits_of(num_splits)
     with target.using(stream):
         extras = resolve(space, batch, rows.shape[1], **options, softmax_scale=scale)
     if rows is not q:

@@ -64,7 +64,7 @@ def workspace_bytes(
         if (number := whole(value)) is None or number < 1:
             raise ArgumentError(f"`{name}` must be a positive integer; got {value!r}.")
     layout = BlockLayout(num_kv_heads, head_dim, dtype=dtype, kv_dtype=kv_dtype)
-    cuts = 0 if num_splits is None else splits(num_splits, layout.quantised)
+    cuts = 0 if num_splits is None else splits(num_splits, dispatch.cut_tile(layout, archs.parse(arch)))
     if num_heads % num_kv_heads:
         raise ArgumentError(f"`num_heads` must be a multiple of num_kv_heads, {num_kv_heads}; got {num_heads}.")
     device: Any = SimpleNamespace(arch=archs.parse(arch), source=archs.parse(arch), sm_count=sm_count)

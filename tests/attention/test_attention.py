@@ -19,7 +19,7 @@ def devices_of(case: Case) -> tuple[str, ...]:
     """Where a case runs. A GPU also runs what it would if it were a Turing or a Volta; mma.m8n8k4 is slow on newer ones."""
     if "cuda" not in case.devices or case.dtype != "float16":
         return case.devices
-    slow = case.id.startswith(("large", "long-wide"))
+    slow = case.id.startswith(("large", "long-wide")) or case.keywords.get("num_splits") == "fixed:16"  # whose tiles are of 32 keys
     return (*case.devices, "cuda+sm_75", *(() if slow else ("cuda+sm_70",)))
 
 

@@ -149,6 +149,21 @@ def test_a_dynamic_rope_follows_assigned_lengths(device: str) -> None:
     assert not np.array_equal(found, before)
 
 
+@pytest.mark.parametrize(("target", "keys"), [("sm_70", 32), ("sm_75", 16), ("sm_80", 16)])
+def test_cuts_lie_between_the_tiles_of_the_device(target: str, keys: int) -> None:
+    answers = []
+    for device in (f"interpreter:{target}", "cpu"):
+        cache = pa.KVCache(6, num_kv_heads=1, head_dim=64, block_len=16, device=device)
+        q, k, v = np.random.default_rng(0).standard_normal((3, 90, 1, 64)).astype(np.float16)
+        pa.append(k, v, cache, cache.extend([cache.new_sequence()], [90]))
+        batch = cache.batch([0])
+        answers.append(pa.paged_attention(q[:1], cache, batch, num_splits=f"fixed:{keys}").astype(np.float64))
+        for wrong in (keys // 2, keys + 8) if device != "cpu" else ():
+            with pytest.raises(pa.ArgumentError, match=f"N a multiple of {keys}"):
+                pa.paged_attention(q[:1], cache, batch, num_splits=f"fixed:{wrong}")
+    np.testing.assert_allclose(*answers, atol=2e-3)
+
+
 def test_assign_writes_flags_only_where_it_may() -> None:
     flags = np.array([True, False])
     flags.flags.writeable = False

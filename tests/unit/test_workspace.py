@@ -9,8 +9,9 @@ import pytest
 
 import pagedattn as pa
 from pagedattn import arch as archs
-from pagedattn import checks, dispatch, workspace
+from pagedattn import dispatch, workspace
 from pagedattn.problem import Problem
+from pagedattn.values import splits
 from tests.attention import test_attention
 from tests.attention.cases import Case
 from tests.attention.world import cache_of, make
@@ -36,7 +37,7 @@ def test_it_is_a_bound_that_is_reached(sm_count: int, num_splits: int | str | No
     rng, worst = np.random.default_rng(0), 0
     bound = pa.workspace_bytes(**SIZES, num_splits=num_splits, kv_dtype=kv_dtype, arch="sm_90", sm_count=sm_count)
     layout = pa.BlockLayout(8, 128, kv_dtype=kv_dtype)
-    cuts = 0 if num_splits is None else checks.splits(num_splits)
+    cuts = 0 if num_splits is None else splits(num_splits)
     for _ in range(300):
         size = int(rng.integers(1, 9))
         longest = int(rng.choice([1, 2, 16, 100, 3000]))
@@ -80,6 +81,7 @@ def test_too_many_segments() -> None:
         ({"num_splits": True}, "`num_splits`"),
         ({"num_splits": "fixed:24"}, "`num_splits` must be None, .* 'fixed:N' with N a multiple of 16.*got 'fixed:24'"),
         ({"num_splits": "fixed:16", "kv_dtype": "int8"}, "N a multiple of 32"),
+        ({"num_splits": "fixed:16", "arch": "sm_70"}, "N a multiple of 32"),
         ({"batch_size": np.array([1, 2])}, "`batch_size` must be a positive integer"),
         ({"sm_count": 1.5}, "`sm_count`"),
         ({"arch": "sm_0"}, "sm_0"),
