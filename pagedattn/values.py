@@ -64,5 +64,5 @@ def splits(value: int | str, tile: int = 16) -> int:
     elif (cuts := whole(value)) is not None and 1 <= cuts <= 1024:
         return cuts
     raise ArgumentError(
-        f"`num_splits` must be None, an integer from 1 to 1024, or 'fixed:N' with N a multiple of {tile}, decode's tile here; got {value!r}."
+        f"`num_splits` must be None, an integer from 1 to 1024, or 'fixed:N' with N a multiple of {tile}, decode's tile; got {value!r}."
     )
