@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
+from torch import library
 
 from pagedattn import ops
 from pagedattn.arrays import adopt
@@ -172,10 +173,10 @@ _OPTIONS = {
 }
 _STEP = "Tensor(a!) pool, Tensor step, SymInt layer"
 # Attention alone only reads the pool; but an operator that may append first has one schema.
-torch.library.custom_op(
+library.custom_op(
     "pagedattn::append", _append, mutates_args=("pool",), schema=f"(Tensor k, Tensor v, {_STEP}, Tensor? k_bias, Tensor? v_bias) -> ()"
 ).register_fake(_fake_append)
-torch.library.custom_op(
+library.custom_op(
     "pagedattn::paged_attention",
     _paged_attention,
     mutates_args=("pool",),

@@ -11,6 +11,7 @@ import pagedattn as pa
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # of PyTorch's compiler, about itself
 
+from torch import library  # noqa: E402
 from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 
 from pagedattn import torch as operators  # noqa: E402
@@ -101,10 +102,10 @@ def test_pytorchs_own_check(device: str) -> None:
     cache = pa.KVCache(4, num_kv_heads=1, head_dim=64, block_len=16, device=device)
     step = operators.Step(cache, cache.extend([cache.new_sequence()], [3]))
     x = torch.randn((3, 4, 64), device=device).half()
-    torch.library.opcheck(torch.ops.pagedattn.append, (x[:, :1], x[:, 1:2], step.pool, step.number, 0, None, None))
+    library.opcheck(torch.ops.pagedattn.append, (x[:, :1], x[:, 1:2], step.pool, step.number, 0, None, None))
     for return_lse in (False, True):
         arguments = (x, x[:, :1], x[:, 1:2], step.pool, step.number, 0, None, True, *[None] * 9, "2", return_lse)
-        torch.library.opcheck(torch.ops.pagedattn.paged_attention, arguments)
+        library.opcheck(torch.ops.pagedattn.paged_attention, arguments)
 
 
 def test_num_splits_of_all_kinds() -> None:

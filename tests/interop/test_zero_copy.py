@@ -21,36 +21,36 @@ class Kind:
     """Arrays of one library on one device."""
 
     def __init__(self, name: str) -> None:
-        self.library, _, self.device = name.partition("-")
+        self.package, _, self.device = name.partition("-")
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take most of a GPU that others use too
         self.tolerance = 0 if self.device == "cpu" else 0.08  # kernels round elsewhere; how well is tested in tests/attention
-        self.module = pytest.importorskip(self.library, reason=f"{self.library} is not installed")
+        self.module = pytest.importorskip(self.package, reason=f"{self.package} is not installed")
 
     def make(self, x: np.ndarray) -> Any:
         """A NumPy array as one of this kind."""
-        if self.library == "numpy":
+        if self.package == "numpy":
             return x
-        if self.library == "cupy":
+        if self.package == "cupy":
             return self.module.asarray(x)
-        if self.library == "jax":
+        if self.package == "jax":
             return self.module.device_put(x, self.module.devices(self.device)[0])
         wide = x.astype(np.float32) if x.dtype == dtypes.BFLOAT16.numpy else x
         return self.module.from_numpy(wide).to(self.device, getattr(self.module, x.dtype.name))
 
     def is_one(self, x: Any) -> bool:
-        return isinstance(x, getattr(self.module, {"torch": "Tensor", "jax": "Array"}.get(self.library, "ndarray")))
+        return isinstance(x, getattr(self.module, {"torch": "Tensor", "jax": "Array"}.get(self.package, "ndarray")))
 
     def host(self, x: Any) -> np.ndarray:
-        if self.library == "torch":
+        if self.package == "torch":
             return x.float().cpu().numpy()
-        return np.asarray(x.get() if self.library == "cupy" else x).astype(np.float32)
+        return np.asarray(x.get() if self.package == "cupy" else x).astype(np.float32)
 
     def address(self, x: Any) -> int:
-        if self.library == "torch":
+        if self.package == "torch":
             return int(x.data_ptr())
-        if self.library == "jax":
+        if self.package == "jax":
             return int(x.unsafe_buffer_pointer())
-        return int(x.ctypes.data if self.library == "numpy" else x.data.ptr)
+        return int(x.ctypes.data if self.package == "numpy" else x.data.ptr)
 
     def dtype(self, x: Any) -> str:
         return str(x.dtype).rpartition(".")[2]
@@ -109,7 +109,7 @@ def test_append_and_gather(kind: Kind, dtype: str, worked_on: set[int]) -> None:
     assert {kind.address(k), kind.address(v)} <= worked_on
     for x, y in zip(pa.gather(cache, batch), (k, v), strict=True):
         assert (cache.device.to_host(x).astype(np.float32) == kind.host(y)).all()
-    if kind.library == "jax":
+    if kind.package == "jax":
         with pytest.raises(pa.ArgumentError, match=r"`out\[0\]` must be writable; got .*JAX's arrays never change"):
             pa.gather(cache, batch, out=(k, v))
         return
@@ -146,7 +146,7 @@ def test_results_go_where_the_caller_says(kind: Kind, dtype: str, worked_on: set
     k, v = kind.make(rows(1, 2, dtype)), kind.make(rows(2, 2, dtype))
     expected = kind.host(pa.paged_attention(x, cache, batch, k=k, v=v))
     out, lse = kind.make(rows(3, 4, dtype)), kind.make(np.zeros((9, 4), np.float32))
-    if kind.library == "jax":
+    if kind.package == "jax":
         for name, value in (("out", out), ("lse", lse)):
             with pytest.raises(pa.ArgumentError, match=f"`{name}` must be writable; got .*JAX's arrays never change. Leave it None"):
                 pa.paged_attention(x, cache, batch, **{name: value})
@@ -189,7 +189,7 @@ def test_merge(kind: Kind, dtype: str, worked_on: set[int]) -> None:
 def test_pools_tables_and_lengths(kind: Kind, worked_on: set[int]) -> None:
     layout = pa.BlockLayout(2, 64, 16)
     pool = kind.make(np.zeros((4, layout.block_bytes), np.uint8).copy())
-    if kind.library == "jax":
+    if kind.package == "jax":
         with pytest.raises(pa.ArgumentError, match=r"`pool` must be writable; got .*JAX's arrays never change"):
             cache_of(kind, "float16", pool=pool)
         return
@@ -205,7 +205,7 @@ def test_pools_tables_and_lengths(kind: Kind, worked_on: set[int]) -> None:
 
 def test_not_numpys_own(kind: Kind) -> None:
     """A read-only NumPy array serves as input, and as nothing else."""
-    if kind.library != "numpy":
+    if kind.package != "numpy":
         pytest.skip("of NumPy")
     cache, batch = cache_of(kind, "float16")
     q, k = rows(0, 4, "float16"), rows(1, 2, "float16")
