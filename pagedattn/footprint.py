@@ -57,13 +57,13 @@ class Footprint:
         if not self.quantised:
             return (self.stages or 0) * tile * self.row_bytes
         codes = tile * (self.row_bytes + 4)  # and (scale, zero) of each row
-        return (self.stages or 0) * codes if self.op == "decode" else codes + tile * self.head_dim * 2
+        return (self.stages or 0) * codes if self.op == "decode" else codes + (self.stages or 0) * tile * self.head_dim * 2
 
     @property
     def piece_bytes(self) -> int:
         """A piece of split work in float32. Decode: O (heads, head_dim), m and l (heads). Prefill: every thread's O, m and l."""
         if self.op in TILED:
-            # a row's l stands in four lanes, each with its own share
+            # a row's m and l stand in four lanes
             return 4 * (self.cta_q or 0) * (self.head_dim + 4 * 2)
         return 4 * (self.heads or 0) * (self.head_dim + 2)
 

@@ -185,7 +185,7 @@ class KernelSpec(Footprint):
         assert self.cta_q is not None
         if self.cta_q % (16 * self.warps) or self.cta_q & (self.cta_q - 1):
             raise ArgumentError(f"`cta_q` must be a power of two, a multiple of 16 rows for each of {self.warps} warps; got {self.cta_q}.")
-        tiles, stages = ((32, 64), (2,)) if self.family == "sm80" else ((16, 32, 64), (1, 2))
+        tiles, stages = ((32, 64), (1, 2) if self.quantised else (2,)) if self.family == "sm80" else ((16, 32, 64), (1, 2))
         whose = f"the {str(self.family).upper()} family's prefill kernel"
         if self.cta_s not in tiles:
             raise ArgumentError(f"`cta_s` of {whose} must be one of {tiles}; got {self.cta_s}.")

@@ -111,7 +111,8 @@ DECODE_M8N8K4: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
 }
 DECODE_OF = {"m16n8k16": DECODE, "m16n8k8": DECODE_M16N8K8, "m8n8k4": DECODE_M8N8K4}
 
-# (head_dim, whether the cache holds codes) -> rows. Codes become elements once a CTA: more query rows share the work.
+# (head_dim, whether the cache holds codes) -> rows. Codes become elements once a CTA: more query rows share the work. With two stages warps
+# make one tile of elements while others compute another.
 PREFILL: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
     (64, False): (PrefillTile(4, 128, 64, 2), PrefillTile(4, 128, 64, 1)),
     (96, False): (PrefillTile(4, 128, 64, 2), PrefillTile(4, 128, 64, 1)),
@@ -119,10 +120,10 @@ PREFILL: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
     (192, False): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
     (256, False): (PrefillTile(8, 128, 64, 1), PrefillTile(8, 128, 32, 1), PrefillTile(4, 64, 32, 1)),
     (64, True): (PrefillTile(8, 256, 64, 1),),
-    (96, True): (PrefillTile(8, 256, 64, 1), PrefillTile(4, 128, 64, 1)),
-    (128, True): (PrefillTile(8, 256, 64, 1), PrefillTile(4, 128, 64, 1)),
-    (192, True): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
-    (256, True): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
+    (96, True): (PrefillTile(8, 256, 64, 1), PrefillTile(8, 256, 64, 1, stages=1), PrefillTile(4, 128, 64, 1)),
+    (128, True): (PrefillTile(8, 256, 64, 1), PrefillTile(4, 128, 64, 1, stages=1)),
+    (192, True): (PrefillTile(8, 128, 64, 1), PrefillTile(8, 128, 64, 1, stages=1), PrefillTile(4, 64, 32, 1)),
+    (256, True): (PrefillTile(8, 128, 64, 1), PrefillTile(8, 128, 64, 1, stages=1), PrefillTile(4, 64, 32, 1, stages=1)),
 }
 # The SM70 family: with one stage V stands where K stood, which makes room for longer tiles; those won wherever they fitted. 64 KB hold 256
 # rows of queries up to head_dim 96, 96 KB up to 128.

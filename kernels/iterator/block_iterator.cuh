@@ -2,14 +2,13 @@
 #pragma once
 
 #include "block/layout.cuh"
+#include "iterator/thread_map.cuh"
 
 // Index of OffsetPtr.
 constexpr int kKeyData = 0;
 constexpr int kValueData = 1;
 constexpr int kKeyParam = 2;
 constexpr int kValueParam = 3;
-
-constexpr int kMinBlockLen = 16;
 
 DEVICE constexpr int log2_of(int x)
 {
@@ -22,6 +21,7 @@ struct BlockIterator {
     using BlockHead = BlockHead_;
     static constexpr int kParts = kHeld;
     static constexpr int kPartRows = CTA_S / kParts;
+    static constexpr bool kContiguous = true;  // rows follow each other in a block
     BlockHead block_head_;
     const int* block_table_;  // of this sequence
     int block_len_log2_;

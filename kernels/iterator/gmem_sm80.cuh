@@ -7,80 +7,80 @@
 #include "iterator/thread_map.cuh"
 #include "ptx/cp_async.cuh"
 
-template<class T, class Map, class SmemLayout, int Index>
-struct Sm80GmemIterator: BaseGmemIterator<T, Map, SmemLayout> {
-    int row_, chunk_;  // this thread's first row of a tile, and its chunk of every row
-    u32 dst_;          // where that row's chunk goes, in slot 0
+// A CTA copies a tile, each warp Map's rows; K and V lie alike in their places.
+template<class Map, class SmemLayout>
+struct Sm80GmemIterator {
+    static constexpr int kPlaces = Map::kIterS < Map::kPeriod ? Map::kIterS : Map::kPeriod;
 
-    DEVICE Sm80GmemIterator(u32 smem, int thread): row_(Map::offset_s(thread)), chunk_(Map::offset_c(thread))
+    int first_row_, lane_;
+    int block_[Map::kParts];  // of the tile that is copied next: looked up a tile ahead
+    u32 dst_[kPlaces];        // where the lane's chunks of the first iterations go, in a tile at 0
+
+    explicit DEVICE Sm80GmemIterator(int thread): first_row_(Map::first_row(thread)), lane_(thread % kWarpSize)
     {
-        this->SetSmem(smem);
-        dst_ = smem + SmemLayout::offset(row_, chunk_);
+#pragma unroll
+        for (int i = 0; i < kPlaces; ++i) {
+            dst_[i] = SmemLayout::offset(first_row_ + Map::row(lane_, i), Map::chunk(lane_, i));
+        }
     }
 
-    // Copies the tile that `cache` stands on into the slot at `slot` bytes; rows from max_s on become zeros and are not read.
+    // The blocks of the tile that `cache` stands on; rows from max_s on share the last one.
     template<class CacheIter>
-    DEVICE void Prefetch(const CacheIter& cache, u32 slot, int max_s) const
+    DEVICE void Find(const CacheIter& cache, int max_s)
     {
-        if (!Map::active(row_)) {
-            return;
+#pragma unroll
+        for (int part = 0; part < Map::kParts; ++part) {
+            block_[part] = cache.Find(min(first_row_ + part * Map::kPartRows, max_s - 1));
         }
-        if (!cache.OneBlock()) {
-            CopyParts(cache, slot, max_s);
-        }
-        else if (max_s < Map::kRowsPerIter * Map::kIterS) {
-            Copy<true>(cache, slot, max_s);
+    }
+
+    // Copies the tile's rows of K and V; those from max_s on become zeros and are not read.
+    template<class CacheIter>
+    DEVICE void Prefetch(const CacheIter& cache, u32 k, u32 v, int max_s) const
+    {
+        if (max_s < Map::kRows) {
+            Copy<true, kKeyData>(cache, k, max_s);
+            Copy<true, kValueData>(cache, v, max_s);
         }
         else {
-            Copy<false>(cache, slot, max_s);
+            Copy<false, kKeyData>(cache, k, max_s);
+            Copy<false, kValueData>(cache, v, max_s);
         }
     }
 
 private:
-    template<bool is_residue, class CacheIter>
-    DEVICE void Copy(const CacheIter& cache, u32 slot, int max_s) const
+    template<bool is_residue, int Index, class CacheIter>
+    DEVICE void Copy(const CacheIter& cache, u32 tile, int max_s) const
     {
-        const int row_bytes = cache.template RowBytes<Index>();
-        const char* const src = cache.template OffsetPtr<Index>(0, row_ * row_bytes + chunk_ * kChunkBytes);
 #pragma unroll
-        for (int i = 0; i < Map::kIterS; ++i) {
-            const u32 dst = SmemLayout::down(dst_ + slot, i * Map::kRowsPerIter);
-            if (is_residue) {
-                cp_async_16_zfill(dst, src + i * Map::kRowsPerIter * row_bytes, row_ + i * Map::kRowsPerIter < max_s);
-            }
-            else {
-                cp_async_16(dst, src + i * Map::kRowsPerIter * row_bytes);
+        for (int part = 0; part < Map::kParts; ++part) {
+            const int part_row = first_row_ + part * Map::kPartRows;
+            const char* const first = cache.template PtrIn<Index>(block_[part], part_row, CacheIter::kContiguous ? lane_ * kChunkBytes : 0);
+#pragma unroll
+            for (int i = 0; i < Map::kIterS; ++i) {
+                if (!Map::active(lane_, i)) {
+                    continue;
+                }
+                const char* const src = first + (CacheIter::kContiguous ? i * kWarpSize * kChunkBytes : Offset<Index>(cache, i));
+                const u32 dst =
+                    SmemLayout::down(tile + dst_[i % Map::kPeriod], part * Map::kPartRows + i / Map::kPeriod * Map::kPeriodRows);
+                if (is_residue) {
+                    cp_async_16_zfill(dst, src, part_row + Map::row(lane_, i) < max_s);
+                }
+                else {
+                    cp_async_16(dst, src);
+                }
             }
         }
     }
 
-    // Blocks that may be smaller than the tile: each kMinBlockLen rows are looked up once.
-    template<class CacheIter>
-    DEVICE void CopyParts(const CacheIter& cache, u32 slot, int max_s) const
+    // From a part's first row to the lane's chunk of iteration i, where rows do not follow each other.
+    template<int Index, class CacheIter>
+    DEVICE i64 Offset(const CacheIter& cache, int i) const
     {
-        constexpr int kRowBytes = CacheIter::BlockHead::Config::kRowBytes, kRows = Map::kRowsPerIter * Map::kIterS;
-        if constexpr (Map::kRowsPerIter <= kMinBlockLen) {
-            int block[kRows / kMinBlockLen];
-#pragma unroll
-            for (int part = 0; part < kRows / kMinBlockLen; ++part) {
-                block[part] = cache.Find(min(part * kMinBlockLen, max_s - 1));
-            }
-#pragma unroll
-            for (int i = 0; i < Map::kIterS; ++i) {
-                const int above = i * Map::kRowsPerIter, part = above / kMinBlockLen;
-                const char* const src = cache.template PtrIn<Index>(
-                    block[part], part * kMinBlockLen, (row_ + above - part * kMinBlockLen) * kRowBytes + chunk_ * kChunkBytes);
-                cp_async_16_zfill(SmemLayout::down(dst_ + slot, above), src, row_ + above < max_s);
-            }
-        }
-        else {
-#pragma unroll
-            for (int i = 0; i < Map::kIterS; ++i) {
-                const int row = row_ + i * Map::kRowsPerIter, found = min(row, max_s - 1);
-                const char* const src = cache.template PtrIn<Index>(cache.Find(found), found, chunk_ * kChunkBytes);
-                cp_async_16_zfill(SmemLayout::down(dst_ + slot, i * Map::kRowsPerIter), src, row < max_s);
-            }
-        }
+        const int row_bytes = cache.template RowBytes<Index>(), n = i % Map::kPeriod;
+        return (i64)Map::row(lane_, n) * row_bytes + Map::chunk(lane_, n) * kChunkBytes +
+               (i64)(i / Map::kPeriod * Map::kPeriodRows) * row_bytes;
     }
 };
 

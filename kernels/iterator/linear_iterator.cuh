@@ -6,6 +6,7 @@
 template<class BlockHead_, int CTA_S>
 struct LinearIterator {
     using BlockHead = BlockHead_;
+    static constexpr bool kContiguous = false;
     const char *k_, *v_;             // the sequence's first rows
     int k_row_bytes_, v_row_bytes_;  // from one token to the next
     int tile_;

@@ -3,6 +3,8 @@
 
 #include "core/types.cuh"
 
+constexpr int kMinBlockLen = 16;
+
 DEVICE constexpr int floor_pow2(int x)
 {
     int p = 1;
@@ -36,4 +38,26 @@ struct WarpLinearMap {
 
     static DEVICE int index(int lane, int i) { return i * kWarpSize + lane; }
     static DEVICE bool active(int index) { return kChunks % kWarpSize == 0 || index < kChunks; }
+};
+
+// Every warp moves rows of its own, a part of at most kMinBlockLen at a time: whatever the blocks' length, a part lies in one block, where its
+// chunks follow each other.
+template<int kRowChunks_, int kRows_, int kWarps>
+struct WarpRowsMap {
+    static constexpr int kRows = kRows_;
+    static constexpr int kRowChunks = kRowChunks_;
+    static constexpr int kWarpRows = kRows / kWarps;
+    static constexpr int kPartRows = kWarpRows < kMinBlockLen ? kWarpRows : kMinBlockLen;
+    static constexpr int kParts = kWarpRows / kPartRows;
+    static constexpr int kPartChunks = kPartRows * kRowChunks;
+    static constexpr int kIterS = (kPartChunks + kWarpSize - 1) / kWarpSize;  // of a part
+    // After so many iterations a lane is at the same chunk of a row again.
+    static constexpr int kPeriod = (kRowChunks & (kRowChunks - 1)) == 0 ? 1 : 3;
+    static constexpr int kPeriodRows = kPeriod * kWarpSize / kRowChunks;
+    static_assert(kRows % kWarps == 0 && kPeriod * kWarpSize % kRowChunks == 0);
+
+    static DEVICE int first_row(int thread) { return thread / kWarpSize * kWarpRows; }
+    static DEVICE int row(int lane, int i) { return (i * kWarpSize + lane) / kRowChunks; }  // of the part
+    static DEVICE int chunk(int lane, int i) { return (i * kWarpSize + lane) % kRowChunks; }
+    static DEVICE bool active(int lane, int i) { return kPartChunks % kWarpSize == 0 || i * kWarpSize + lane < kPartChunks; }
 };

@@ -6,23 +6,21 @@
 #include "prefill/query_tile.cuh"
 
 template<class Mainloop, int kRows, class Params>
-DEVICE void store_output(const Params& p, const Mainloop& loop, const QueryTile<kRows>& query, char* smem_q, int thread)
+DEVICE void store_output(const Params& p, const Mainloop& loop, const QueryTile<kRows>& shared, char* smem_q, int thread)
 {
     using Impl = typename Mainloop::Impl;
     using T = typename Impl::T;
     using SmemLayout = typename Impl::SmemLayout;
     using Map = typename Impl::Map;
+    const QueryTile<kRows> query = shared;  // not read anew for every row
     const int warp = thread / kWarpSize, lane = thread % kWarpSize, warp_row = warp * Impl::kWarpRows;
     __syncwarp();  // this warp's readers of its rows of Q are done
 #pragma unroll
     for (int i = 0; i < Impl::kSlabs; ++i) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            float l = loop.frag_l[i][h];
-            l += __shfl_xor_sync(kFullWarp, l, Map::kRowLanes[0]);
-            l += __shfl_xor_sync(kFullWarp, l, Map::kRowLanes[1]);
             const int row = warp_row + i * Impl::kSlabRows + h * Map::kRowStep + Map::row(lane);
-            const RowEnd end(p, query.head(row), loop.frag_m[i][h] * p.qk_scale, l);
+            const RowEnd end(p, query.head(row), loop.frag_m[i][h], loop.frag_l[i][h]);
             if (p.lse && Map::key(lane) == 0 && query.valid(row)) {
                 p.lse[(i64)(query.row0 + query.token(row)) * p.num_heads + query.head(row)] = end.lse;
             }
@@ -34,12 +32,23 @@ DEVICE void store_output(const Params& p, const Mainloop& loop, const QueryTile<
         }
     }
     __syncwarp();
-    for (int i = lane; i < Impl::kWarpRows * Impl::kRowChunks; i += kWarpSize) {
-        const int row = warp_row + i / Impl::kRowChunks, chunk = i % Impl::kRowChunks;
-        const uint4 v = *(const uint4*)(smem_q + SmemLayout::offset(row, chunk));
-        if (query.valid(row)) {
-            const i64 token = query.row0 + query.token(row);
-            *(uint4*)((T*)p.out + token * p.out_stride + query.head(row) * Impl::kHeadDim + chunk * (kChunkBytes / (int)sizeof(T))) = v;
+    constexpr int kStores = Impl::kWarpRows * Impl::kRowChunks / kWarpSize, kTogether = kStores % 4 ? 2 : 4;
+    static_assert(kStores % kTogether == 0);
+#pragma unroll 1
+    for (int first = lane; first < kStores * kWarpSize; first += kTogether * kWarpSize) {
+        uint4 v[kTogether];
+        auto row = [&](int k) { return warp_row + (first + k * kWarpSize) / Impl::kRowChunks; };
+        auto chunk = [&](int k) { return (first + k * kWarpSize) % Impl::kRowChunks; };
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) {
+            v[k] = *(const uint4*)(smem_q + SmemLayout::offset(row(k), chunk(k)));
+        }
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) {
+            if (query.valid(row(k))) {
+                T* const out = (T*)p.out + (i64)(query.row0 + query.token(row(k))) * p.out_stride + query.head(row(k)) * Impl::kHeadDim;
+                *(uint4*)(out + chunk(k) * (kChunkBytes / (int)sizeof(T))) = v[k];
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 
 #include "core/mma_k16.cuh"
 #include "iterator/iterator.cuh"
-#include "prefill/fragments.cuh"
+#include "prefill/softmax.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "smem/swizzle.cuh"
 
@@ -20,9 +20,17 @@ struct M16n8Map {
     static DEVICE int byte(int lane, int) { return lane % 4 * 4; }
 };
 
+template<class T, class SmemLayout, int kRowBytes>
+struct M16n8IterQ: BaseSmemIterator<T, SmemLayout> {
+    DEVICE M16n8IterQ(u32 rows, int lane): BaseSmemIterator<T, SmemLayout>(rows + SmemLayout::offset(lane % 16, lane / 16)) {}
+
+    // Rows [16 slab, 16 slab + 16), dims [16 dim, 16 dim + 16).
+    DEVICE void Load(u32 (&d)[4], int slab, int dim) const { ldmatrix_x4(d, SmemLayout::step(this->smem_, dim) + slab * 16 * kRowBytes); }
+};
+
 template<class Arch, class T_, int kHeadDim_, int kSlabs_, int CTA_S_>
-struct PrefillImpl: PrefillFragments<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16> {
-    using Base = PrefillFragments<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16>;
+struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16> {
+    using Base = PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16>;
     using T = T_;
     static constexpr int kHeadDim = kHeadDim_;
     static constexpr int kSlabs = kSlabs_;
@@ -51,14 +59,7 @@ struct PrefillImpl: PrefillFragments<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDi
         DEVICE void Load(u32 (&d)[4], int key, int dim) const { ldmatrix_x4(d, SmemLayout::step(this->smem_, dim) + key * 16 * kRowBytes); }
     };
 
-    struct SmemIterQ: BaseSmemIterator<T, SmemLayout> {
-        DEVICE SmemIterQ(u32 rows, int lane): BaseSmemIterator<T, SmemLayout>(rows + SmemLayout::offset(lane % 16, lane / 16)) {}
-
-        DEVICE void Load(u32 (&d)[4], int slab, int dim) const
-        {
-            ldmatrix_x4(d, SmemLayout::step(this->smem_, dim) + slab * kSlabRows * kRowBytes);
-        }
-    };
+    using SmemIterQ = M16n8IterQ<T, SmemLayout, kRowBytes>;
 
     struct SmemIterV: BaseSmemIterator<T, SmemLayout> {
         DEVICE SmemIterV(u32 tile, int lane): BaseSmemIterator<T, SmemLayout>(tile + SmemLayout::offset(lane % 16, lane / 16)) {}
@@ -109,38 +110,33 @@ struct PrefillImpl: PrefillFragments<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDi
         }
     }
 
-    // P = 2^((S - m) * qk_scale), O += P V. The exponentials of the next 16 keys stand before the mma of these.
-    static DEVICE void ComputePV(FragO& frag_o, FragRow& frag_l, FragS& frag_s, const FragRow& frag_m, const SmemIterV& smem_v,
-                                 float qk_scale)
+    // P = 2^S, O += P V. The exponentials of the next 16 keys stand between the mma of these.
+    static DEVICE void ComputePV(FragO& frag_o, FragRow& frag_l, FragS& frag_s, const SmemIterV& smem_v)
     {
         constexpr int kSteps = kKeySteps * kDimSteps;
-        FragRow reference;
-        Base::Reference(reference, frag_m, qk_scale);
         u32 frag_v[kAhead + 1][4], frag_p[2][kSlabs][4];
         auto load_v = [&](int n) { smem_v.Load(frag_v[n % (kAhead + 1)], n / kDimSteps, n % kDimSteps); };
-        auto exponentials = [&](int key) {
+        constexpr int kUnits = 4 * kSlabs;  // (8 keys) x (row half) of every slab
+        auto exponentials = [&](int key, int begin, int end) {
 #pragma unroll
-            for (int i = 0; i < kSlabs; ++i) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {  // (8 keys) x (row half)
-                    const int h = e & 1;
-                    frag_p[key & 1][i][e] = Base::Exponentials(frag_s[i][2 * key + e / 2], h, frag_l[i][h], qk_scale, reference[i][h]);
-                }
+            for (int u = begin; u < end; ++u) {
+                const int i = u / 4, e = u % 4, h = e & 1;
+                frag_p[key & 1][i][e] = Base::Exponentials(frag_s[i][2 * key + e / 2], h, frag_l[i][h]);
             }
         };
 #pragma unroll
         for (int n = 0; n < kAhead; ++n) {
             load_v(n);
         }
-        exponentials(0);
+        exponentials(0, 0, kUnits);
 #pragma unroll
         for (int n = 0; n < kSteps; ++n) {
             const int key = n / kDimSteps, dim = n % kDimSteps;
             if (n + kAhead < kSteps) {
                 load_v(n + kAhead);
             }
-            if (dim == 0 && key + 1 < kKeySteps) {
-                exponentials(key + 1);
+            if (key + 1 < kKeySteps) {
+                exponentials(key + 1, dim * kUnits / kDimSteps, (dim + 1) * kUnits / kDimSteps);
             }
             const u32(&v)[4] = frag_v[n % (kAhead + 1)];
 #pragma unroll

@@ -4,13 +4,13 @@
 #pragma once
 
 #include "core/family_sm70.cuh"
-#include "prefill/fragments.cuh"
 #include "prefill/smem_m8n8k4.cuh"
+#include "prefill/softmax.cuh"
 #include "ptx/mma.cuh"
 
 template<class Arch, class T_, int kHeadDim_, int kSlabs_, int CTA_S_>
-struct PrefillImpl: PrefillFragments<T_, M8n8k4Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16> {
-    using Base = PrefillFragments<T_, M8n8k4Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16>;
+struct PrefillImpl: PrefillSoftmax<T_, M8n8k4Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16> {
+    using Base = PrefillSoftmax<T_, M8n8k4Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16>;
     using T = T_;
     static constexpr int kHeadDim = kHeadDim_;
     static constexpr int kSlabs = kSlabs_;
@@ -68,12 +68,9 @@ struct PrefillImpl: PrefillFragments<T_, M8n8k4Map, kSlabs_, CTA_S_ / 16, kHeadD
         }
     }
 
-    // P = 2^((S - m) * qk_scale), O += P V.
-    static DEVICE void ComputePV(FragO& frag_o, FragRow& frag_l, FragS& frag_s, const FragRow& frag_m, const SmemIterV& smem_v,
-                                 float qk_scale)
+    // P = 2^S, O += P V.
+    static DEVICE void ComputePV(FragO& frag_o, FragRow& frag_l, FragS& frag_s, const SmemIterV& smem_v)
     {
-        FragRow reference;
-        Base::Reference(reference, frag_m, qk_scale);
 #pragma unroll
         for (int key = 0; key < kKeySteps; ++key) {
             u32 own[kSlabs][2][2], other[kSlabs][2][2];
@@ -83,7 +80,7 @@ struct PrefillImpl: PrefillFragments<T_, M8n8k4Map, kSlabs_, CTA_S_ / 16, kHeadD
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
                     const int h = e & 1;
-                    p[e / 2][h] = Base::Exponentials(frag_s[i][2 * key + e / 2], h, frag_l[i][h], qk_scale, reference[i][h]);
+                    p[e / 2][h] = Base::Exponentials(frag_s[i][2 * key + e / 2], h, frag_l[i][h]);
                 }
                 Arrange(own[i], other[i], p, smem_v.lane_ & 2);
             }

@@ -25,7 +25,7 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
 
     DEVICE void Clear() { Impl::Clear(frag_o, frag_m, frag_l); }
 
-    // Part `part` of p.num_splits of the tile's keys. Q is in smem_q after the next barrier.
+    // Part `part` of p.num_splits of the tile's keys.
     template<class Params>
     DEVICE void operator()(const Params& p, const QueryTile<kRows>& query, int part, u32 smem_ring, u32 smem_q, int thread)
     {
@@ -35,11 +35,13 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
         int tile = first_tile + tiles - 1 - part * per_part;
         const int last_tile = max(first_tile, tile - per_part + 1);
         Clear();
-        if (tile < last_tile) {  // no keys for this part
-            __syncthreads();     // nothing of Q is written any more in what becomes the place of O
-            return;
+        if (tile < last_tile) {
+            return;  // no keys for this part
         }
+        prefetch_query<T, Impl::kHeadDim, kThreads, typename Impl::SmemLayout>(p, query, smem_q,
+                                                                               thread);  // is there after the next barrier
 
+        typename Impl::Start start;
         TileSource source(p, query.b, query.kv_head, smem_ring, thread);
         source.Start(tile, query.len);
 
@@ -53,15 +55,16 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
 #pragma unroll 1
         for (bool front = false;; front = true, until = last_tile) {  // one body serves the cut tiles of both ends
             for (; tile >= until; --tile) {
-                Turn<true>(p, query, source, iter_q, place, tile, tile > last_tile);
+                Turn<true>(p, query, source, start, iter_q, place, tile, tile > last_tile);
             }
             if (front) {
-                return;
+                break;
             }
             for (const int whole_last = max(last_tile, whole_begin); tile >= whole_last; --tile) {
-                Turn<false>(p, query, source, iter_q, place, tile, tile > last_tile);
+                Turn<false>(p, query, source, start, iter_q, place, tile, tile > last_tile);
             }
         }
+        Impl::Finish(frag_m, frag_l, start);
     }
 
 private:
@@ -72,8 +75,8 @@ private:
 
     // One tile. `masked`: the sequence's end, the diagonal or the window may cut it; `more`: another one follows.
     template<bool masked, class Params>
-    DEVICE void Turn(const Params& p, const QueryTile<kRows>& query, TileSource& source, const SmemIterQ& iter_q, const Place& place,
-                     int tile, bool more)
+    DEVICE void Turn(const Params& p, const QueryTile<kRows>& query, TileSource& source, typename Impl::Start& start,
+                     const SmemIterQ& iter_q, const Place& place, int tile, bool more)
     {
         const bool some = !masked || !p.causal || position_of_key(p, tile * CTA_S) <= place.last;  // else no row of this warp keeps a key
         const int lane = opaque(place.lane);
@@ -97,11 +100,11 @@ private:
             if (masked) {
                 Mask(p, frag_s, place, tile * CTA_S);
             }
-            Impl::MoveReference(frag_s, frag_o, frag_m, frag_l, p.qk_scale);
+            Impl::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
         }
         __syncthreads();  // V is there, and K is used up
         if (some) {
-            Impl::ComputePV(frag_o, frag_l, frag_s, frag_m, typename Impl::SmemIterV{source.smem_v_, lane}, p.qk_scale);
+            Impl::ComputePV(frag_o, frag_l, frag_s, typename Impl::SmemIterV{source.smem_v_, lane});
         }
         if (TileSource::kTurns) {
             __syncthreads();  // V is used up
@@ -117,14 +120,15 @@ private:
         // of what the warp's first row keeps, but for the window
         const int end = 1 + (p.causal ? place.position : position_of_key(p, place.len - 1));
         const int place0 = position_of_key(p, key0);
-        if (position_of_key(p, key0 + CTA_S - 1) >= end || (p.window_size && place0 <= place.last - p.window_size)) {
-            typename Impl::Bounds bounds;
+        const bool from = p.window_size && place0 <= place.last - p.window_size;
+        if (position_of_key(p, key0 + CTA_S - 1) >= end || from) {
+            Bounds bounds;
             bounds.to = end - place0;
             bounds.step_to = p.causal ? 1 : 0;
-            bounds.from = p.window_size ? place.position - p.window_size + 1 - place0 : -1 << 30;
+            bounds.from = place.position - p.window_size + 1 - place0;
             bounds.slab_step = place.slab_step;
             bounds.key_step = p.cp_size;
-            Impl::Mask(frag_s, bounds, place.lane);
+            Impl::Mask(frag_s, bounds, from, place.lane);
         }
     }
 };

@@ -23,7 +23,7 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
 
     DEVICE void Clear() { Impl::Clear(frag_o, frag_m, frag_l); }
 
-    // Part `part` of p.num_splits of the tile's keys. Q is on its way to smem_q, uncommitted: it arrives with the first tile.
+    // Part `part` of p.num_splits of the tile's keys.
     template<class Params>
     DEVICE void operator()(const Params& p, const QueryTile<kRows>& query, int part, u32 smem_ring, u32 smem_q, int thread)
     {
@@ -33,44 +33,67 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
         int tile = first_tile + tiles - 1 - part * per_part;
         const int last_tile = max(first_tile, tile - per_part + 1);
         Clear();
-        if (tile < last_tile) {  // no keys for this part
-            cp_async_commit_group();
-            cp_async_wait_group<0>();
-            __syncthreads();  // nothing of Q arrives any more in what becomes the place of O
-            return;
+        if (tile < last_tile) {
+            return;  // no keys for this part
         }
 
+        typename Impl::Start start;
         TileSource source(p, query.b, query.kv_head, smem_ring, thread);
-        source.Start(tile, query.len);
-        cp_async_commit_group();
+        source.Find(tile, query.len);  // is looked up while the queries are sent for
+        prefetch_query<T, Impl::kHeadDim, kThreads, typename Impl::SmemLayout>(p, query, smem_q, thread);
+        source.Start(tile - last_tile + 1, query.len);  // the queries arrive with the first tile
 
         // A warp's slabs hold consecutive tokens, or the same tokens of other heads.
         const int position = query.position(warp_row), slab_step = Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0;
+        const Place place{warp_row, position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, lane};
         const typename Impl::SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
+
+        const int whole_end = query.common_keys(p) / CTA_S, whole_begin = (query.common_first_key(p) + CTA_S - 1) / CTA_S;
         for (; tile >= last_tile; --tile) {
             const u32 slot = source.Next(tile > last_tile, query.len);
-            const int key0 = tile * CTA_S, place0 = position_of_key(p, key0);
-            const int last = position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1;  // position of the warp's last row
-            if (!p.causal || place0 <= last) {                                                 // else no row of this warp keeps a key
-                typename Impl::FragS frag_s;
-                Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{slot, lane});
-                if constexpr (Impl::kAdjusted) {
-                    adjust_scores<Impl>(frag_s, p, query, warp_row, key0, lane);
-                }
-                // of what the warp's first row keeps, but for the window
-                const int end = 1 + (p.causal ? position : position_of_key(p, query.len - 1));
-                if (position_of_key(p, key0 + CTA_S - 1) >= end || (p.window_size && place0 <= last - p.window_size)) {
-                    typename Impl::Bounds bounds;
-                    bounds.to = end - place0;
-                    bounds.step_to = p.causal ? 1 : 0;
-                    bounds.from = p.window_size ? position - p.window_size + 1 - place0 : -1 << 30;
-                    bounds.slab_step = slab_step;
-                    bounds.key_step = p.cp_size;
-                    Impl::Mask(frag_s, bounds, lane);
-                }
-                Impl::MoveReference(frag_s, frag_o, frag_m, frag_l, p.qk_scale);
-                Impl::ComputePV(frag_o, frag_l, frag_s, frag_m, typename Impl::SmemIterV{slot + kTileBytes, lane}, p.qk_scale);
+            if (tile < whole_end && tile >= whole_begin) {
+                Step<Impl, false>(p, query, start, iter_q, place, slot, tile * CTA_S);
+                continue;
+            }
+#pragma unroll 1
+            for (int key = CTA_S - Part::CTA_S; key >= 0; key -= Part::CTA_S) {
+                Step<Part, true>(p, query, start, iter_q, place, slot + key * Impl::kRowBytes, tile * CTA_S + key);
             }
         }
+        Impl::Finish(frag_m, frag_l, start);
+    }
+
+private:
+    // Tiles that the diagonal, the window or the sequence's end cuts are computed in two parts, of which one may be empty.
+    struct Part: PrefillImpl<arch::Sm80, T, Impl::kHeadDim, Impl::kSlabs, CTA_S / 2> {
+        static constexpr bool kAdjusted = Impl::kAdjusted;
+    };
+
+    // Where a warp stands: its first row, positions of that and of the last one.
+    struct Place {
+        int warp_row, position, last, slab_step, lane;
+    };
+
+    // The keys of a tile, or of a part of one, from key0 on; V of each lies kTileBytes behind K.
+    template<class Some, bool masked, class Params>
+    DEVICE void Step(const Params& p, const QueryTile<kRows>& query, typename Impl::Start& start, const typename Impl::SmemIterQ& iter_q,
+                     const Place& place, u32 k, int key0)
+    {
+        // Of what the warp's first row keeps, but for the window.
+        const int end = 1 + (p.causal ? place.position : position_of_key(p, query.len - 1)), place0 = position_of_key(p, key0);
+        if (masked && place0 >= end + (p.causal ? place.last - place.position : 0)) {
+            return;  // no row of this warp keeps a key
+        }
+        typename Some::FragS frag_s;
+        Some::ComputeQK(frag_s, iter_q, typename Some::SmemIterK{k, place.lane});
+        if constexpr (Impl::kAdjusted) {
+            adjust_scores<Some>(frag_s, p, query, place.warp_row, key0, place.lane);
+        }
+        if (masked) {
+            const Bounds bounds{place.position - p.window_size + 1 - place0, end - place0, p.causal ? 1 : 0, place.slab_step, p.cp_size};
+            Some::Mask(frag_s, bounds, p.window_size, place.lane);
+        }
+        Some::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
+        Some::ComputePV(frag_o, frag_l, frag_s, typename Some::SmemIterV{k + kTileBytes, place.lane});
     }
 };

@@ -34,7 +34,7 @@ struct TileParts {
         }
         loop.Clear();
         for (int k = 0; k < p.num_splits; ++k) {
-            Add(p, loop, pieces + (i64)k * (kBytes / 4));
+            Add(loop, pieces + (i64)k * (kBytes / 4));
         }
         return true;
     }
@@ -61,8 +61,7 @@ private:
         }
     }
 
-    template<class Params>
-    static DEVICE void Add(const Params& p, Mainloop& loop, const float* piece)
+    static DEVICE void Add(Mainloop& loop, const float* piece)
     {
         float mine[Impl::kSlabs][2], theirs[Impl::kSlabs][2];
 #pragma unroll
@@ -70,8 +69,8 @@ private:
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const float m = __ldcg(piece + (i * 2 + h) * kThreads), top = fmaxf(loop.frag_m[i][h], m);
-                mine[i][h] = loop.frag_m[i][h] == top ? 1.f : ex2((loop.frag_m[i][h] - top) * p.qk_scale);
-                theirs[i][h] = m == top ? 1.f : ex2((m - top) * p.qk_scale);
+                mine[i][h] = loop.frag_m[i][h] == top ? 1.f : ex2(loop.frag_m[i][h] - top);
+                theirs[i][h] = m == top ? 1.f : ex2(m - top);
                 loop.frag_m[i][h] = top;
                 loop.frag_l[i][h] = loop.frag_l[i][h] * mine[i][h] + __ldcg(piece + (kRowFloats + i * 2 + h) * kThreads) * theirs[i][h];
             }

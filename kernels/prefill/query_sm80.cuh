@@ -8,14 +8,16 @@
 
 // Rows past the sequence's end become zeros.
 template<class T, int kHeadDim, int kThreads, class SmemLayout, int kRows, class Params>
-DEVICE void prefetch_query(const Params& p, const QueryTile<kRows>& tile, u32 smem_q, int thread)
+DEVICE void prefetch_query(const Params& p, const QueryTile<kRows>& shared, u32 smem_q, int thread)
 {
+    const QueryTile<kRows> tile = shared;  // not read anew for every row
     constexpr int kRowChunks = kHeadDim * sizeof(T) / kChunkBytes;
     using Map = RakedThreadMap<kRowChunks, kRows, kThreads>;
     if (!Map::active(Map::offset_s(thread))) {
         return;
     }
     const int chunk = Map::offset_c(thread);
+#pragma unroll
     for (int i = 0; i < Map::kIterS; ++i) {
         const int row = Map::offset_s(thread) + i * Map::kRowsPerIter;
         const i64 token = tile.row0 + min(tile.token(row), tile.qlen - 1);

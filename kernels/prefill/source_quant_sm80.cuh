@@ -1,115 +1,86 @@
-// TileSource for quantised caches: codes and parameters arrive in shared memory, and the CTA turns them into tiles of T once for all its
-// warps.
+// TileSource for quantised caches: each warp turns the codes that it copied into rows of tiles of T, for all warps of the CTA, while others
+// compute.
 #pragma once
 
 #include "core/family_sm80.cuh"
-#include "iterator/gmem_sm80.cuh"
-#include "ptx/memory.cuh"
-#include "quant/codes.cuh"
+#include "prefill/code_rows.cuh"
 
-template<int kRowChunks>
-struct CodeTileLayout {
-    static DEVICE int offset(int row, int chunk) { return (row * kRowChunks + chunk) * kChunkBytes; }
-    static DEVICE u32 down(u32 base, int rows) { return base + rows * kRowChunks * kChunkBytes; }
-};
-
-// (scale, zero) of a tile's rows: a chunk holds those of four, which always lie in one block.
-template<int CTA_S, int Index>
-struct ParamGmemIterator {
-    static constexpr int kChunks = CTA_S / 4;
-
-    template<class CacheIter>
-    static DEVICE void Prefetch(const CacheIter& cache, u32 smem, int chunk, int max_s)
-    {
-        const int row = 4 * chunk < max_s ? 4 * chunk : 0;
-        cp_async_16_zfill(smem + chunk * kChunkBytes, cache.template PtrIn<Index>(cache.Find(row), row, 0), 4 * chunk < max_s);
-    }
-};
-
-template<class Impl, class CacheIterFactory, int kWarps>
+// kSlots: places for tiles of T. With one, all warps make a tile at once; with two, of two warps that share a scheduler one makes the next tile
+// before it computes this one, the other one after that.
+template<class Impl, class CacheIterFactory, int kWarps, int kSlots>
 struct QuantTileSource {
-    using T = typename Impl::T;
     using CacheIter = typename CacheIterFactory::Iterator;
-    using Config = typename CacheIter::BlockHead::Config;
-    static constexpr int kBits = Config::kBits;
+    using Rows = CodeRows<Impl, CacheIter, kWarps>;
     static constexpr int CTA_S = Impl::CTA_S;
-    static constexpr int kThreads = kWarps * kWarpSize;
-    static constexpr int kTileBytes = CTA_S * Impl::kRowBytes;
-    static constexpr int kCodeBytes = CTA_S * Config::kRowBytes;
-    static constexpr int kParamBytes = CTA_S * Config::kParamBytes;
-    static constexpr int kCodes = 2 * kTileBytes,
-                         kParams = kCodes + 2 * kCodeBytes;  // offsets behind the tiles of T: codes of K, V; parameters of K, V
-    static constexpr int kBytes = kParams + 2 * kParamBytes;
-
-    using CodeLayout = CodeTileLayout<Config::kRowChunks>;
-    using Map = RakedThreadMap<Config::kRowChunks, CTA_S, kThreads>;
-    using GmemIterK = Sm80GmemIterator<u8, Map, CodeLayout, kKeyData>;
-    using GmemIterV = Sm80GmemIterator<u8, Map, CodeLayout, kValueData>;
+    static constexpr int kSlotBytes = 2 * CTA_S * Impl::kRowBytes;  // K, V
+    static constexpr int kBytes = kSlots * kSlotBytes + Rows::kBytes;
+    static_assert(kSlots == 1 || kSlots == 2);
 
     CacheIter cache_;
-    GmemIterK gmem_k_;
-    GmemIterV gmem_v_;
-    u32 smem_;
-    int thread_, rows_;  // rows of the tile that was started last
+    Rows rows_;
+    u32 smem_, slot_;
+    int left_;  // tiles that were not yet sent for
+    bool late_, first_;
 
     template<class Params>
     DEVICE QuantTileSource(const Params& p, int b, int kv_head, u32 smem, int thread)
-        : cache_(CacheIterFactory::Create(p, b, kv_head)), gmem_k_(smem + kCodes, thread), gmem_v_(smem + kCodes + kCodeBytes, thread),
-          smem_(smem), thread_(thread)
+        : cache_(CacheIterFactory::Create(p, b, kv_head)), rows_(smem + kSlots * kSlotBytes, thread), smem_(smem), slot_(0),
+          late_(kWarps >= 8 && (thread / kWarpSize & 4)), first_(true)
     {}
 
-    DEVICE void Start(int tile, int len)
+    // Looks up tile `tile` of a sequence of `len` keys.
+    DEVICE void Find(int tile, int len)
     {
         cache_.SetTile(tile, len);
+        rows_.gmem_.Find(cache_, len - tile * CTA_S);
+    }
+
+    // Begins at that tile, the first of `tiles`.
+    DEVICE void Start(int tiles, int len)
+    {
+        left_ = tiles;
         Prefetch(len);
     }
 
+    // The address of the tile that was started last, K before V.
     DEVICE u32 Next(bool more, int len)
     {
-        cp_async_wait_group<0>();
-        __syncthreads();  // codes have arrived, and the last tile of T is used up
-        Dequantise<0>();
-        Dequantise<1>();
-        __syncthreads();  // the tile is there, and its codes are used up
-        if (more) {
-            Prefetch(len);
+        const u32 tile = smem_ + slot_;
+        if (kSlots == 1 && !first_) {
+            __syncthreads();  // the last tile is used up
         }
-        cp_async_commit_group();
-        return smem_;
+        if (kSlots == 1 || late_ || first_) {
+            Convert(tile, len);
+        }
+        __syncthreads();  // the tile is there, and the last one is used up
+        first_ = false;
+        slot_ = (kSlots - 1) * kSlotBytes - slot_;
+        if (kSlots > 1 && !late_ && more) {
+            Convert(smem_ + slot_, len);
+        }
+        return tile;
     }
 
 private:
     DEVICE void Prefetch(int len)
     {
-        rows_ = len - cache_.tile_ * CTA_S;
-        gmem_k_.Prefetch(cache_, 0, rows_);
-        gmem_v_.Prefetch(cache_, 0, rows_);
-        constexpr int kChunks = CTA_S / 4;
-        if (thread_ < kChunks) {
-            ParamGmemIterator<CTA_S, kKeyParam>::Prefetch(cache_, smem_ + kParams, thread_, rows_);
+        if (left_-- > 0) {
+            rows_.Prefetch(cache_, len - cache_.tile_ * CTA_S);
+            if (cache_.tile_ > 0) {
+                cache_.Advance(len);
+                rows_.gmem_.Find(cache_, CTA_S);
+            }
         }
-        else if (thread_ < 2 * kChunks) {
-            ParamGmemIterator<CTA_S, kValueParam>::Prefetch(cache_, smem_ + kParams + kParamBytes, thread_ - kChunks, rows_);
-        }
-        cache_.Advance(len);
+        cp_async_commit_group();
     }
 
-    // A thread makes chunks of eight elements; rows past the end become zeros, whatever their parameters hold.
-    template<int kValue>
-    DEVICE void Dequantise() const
+    // The codes that were sent for last become the warp's rows of `tile`; then sends for the next ones.
+    DEVICE void Convert(u32 tile, int len)
     {
-        constexpr int kChunks = CTA_S * Impl::kRowChunks;
-        static_assert(kChunks % kThreads == 0);
-#pragma unroll
-        for (int i = 0; i < kChunks / kThreads; ++i) {
-            const int index = i * kThreads + thread_, row = index / Impl::kRowChunks, chunk = index % Impl::kRowChunks;
-            u32 codes[kBits / 4], param[1], d[4] = {0, 0, 0, 0};
-            ld_shared(codes, smem_ + kCodes + kValue * kCodeBytes + index * kBits);
-            ld_shared(param, smem_ + kParams + kValue * kParamBytes + row * 4);
-            if (row < rows_) {
-                dequantise<T, kBits>(d, codes, param[0]);
-            }
-            st_shared_v4(smem_ + kValue * kTileBytes + Impl::SmemLayout::offset(row, chunk), d);
-        }
+        cp_async_wait_group<0>();
+        __syncwarp();
+        rows_.Convert(tile);
+        __syncwarp();
+        Prefetch(len);
     }
 };

@@ -13,26 +13,30 @@ struct TileSource {
     static constexpr int kSlotBytes = 2 * kTileBytes;  // K, V
     static constexpr int kBytes = 2 * kSlotBytes;
 
-    using Map = RakedThreadMap<Impl::kRowChunks, Impl::CTA_S, kWarps * kWarpSize>;
-    using GmemIterK = Sm80GmemIterator<T, Map, typename Impl::SmemLayout, kKeyData>;
-    using GmemIterV = Sm80GmemIterator<T, Map, typename Impl::SmemLayout, kValueData>;
+    using GmemIter = Sm80GmemIterator<WarpRowsMap<Impl::kRowChunks, Impl::CTA_S, kWarps>, typename Impl::SmemLayout>;
     using CacheIter = typename CacheIterFactory::Iterator;
 
     CacheIter cache_;
-    GmemIterK gmem_k_;
-    GmemIterV gmem_v_;
+    GmemIter gmem_;
     u32 smem_, slot_;
 
     template<class Params>
     DEVICE TileSource(const Params& p, int b, int kv_head, u32 smem, int thread)
-        : cache_(CacheIterFactory::Create(p, b, kv_head)), gmem_k_(smem, thread), gmem_v_(smem + kTileBytes, thread), smem_(smem), slot_(0)
+        : cache_(CacheIterFactory::Create(p, b, kv_head)), gmem_(thread), smem_(smem), slot_(0)
     {}
 
-    // Begins at tile `tile` of a sequence of `len` keys.
-    DEVICE void Start(int tile, int len)
+    // Looks up tile `tile` of a sequence of `len` keys.
+    DEVICE void Find(int tile, int len)
     {
         cache_.SetTile(tile, len);
+        gmem_.Find(cache_, len - tile * Impl::CTA_S);
+    }
+
+    // Begins at that tile, the first of `tiles`.
+    DEVICE void Start(int, int len)
+    {
         Prefetch(0, len);
+        cp_async_commit_group();
     }
 
     // The address of the tile that was started last, K before V; `more`: starts the one before it.
@@ -53,8 +57,10 @@ private:
     DEVICE void Prefetch(u32 slot, int len)
     {
         const int rows = len - cache_.tile_ * Impl::CTA_S;
-        gmem_k_.Prefetch(cache_, slot, rows);
-        gmem_v_.Prefetch(cache_, slot, rows);
-        cache_.Advance(len);
+        gmem_.Prefetch(cache_, smem_ + slot, smem_ + slot + kTileBytes, rows);
+        if (cache_.tile_ > 0) {
+            cache_.Advance(len);
+            gmem_.Find(cache_, Impl::CTA_S);
+        }
     }
 };

@@ -15,20 +15,14 @@ struct LdmatrixSwizzle {
     static constexpr int kSteps = kWholeLines ? 4 : 2;  // 32-byte steps along a row that stay in the XORed bits
     static_assert(kWholeLines || kRowChunks == 12, "a row is whole lines, or 192 bytes");
 
-    static DEVICE int offset(int row, int chunk)
-    {
-        const int flip = kWholeLines ? row & 7 : (row >> 1) & 3;
-        return ((row * kRowChunks + chunk) ^ flip) * kChunkBytes;
-    }
+    static DEVICE constexpr int flip(int row) { return kWholeLines ? row & 7 : (row >> 1) & 3; }
+    static DEVICE int offset(int row, int chunk) { return ((row * kRowChunks + chunk) ^ flip(row)) * kChunkBytes; }
 
     // The offset of chunk + 2*step, from `base` = the offset of an even or odd first chunk (0 or 1).
     static DEVICE u32 step(u32 base, int step) { return (base ^ (u32)(step % kSteps << 5)) + step / kSteps * (kSteps << 5); }
 
-    // The offset of the same chunk `rows` further down: a multiple of 8, or of 4 from a row below 4.
-    static DEVICE u32 down(u32 base, int rows)
-    {
-        return (rows % 8 && kWholeLines ? base ^ (u32)(4 * kChunkBytes) : base) + rows * kRowChunks * kChunkBytes;
-    }
+    // The offset of the same chunk `rows` further down, from a row that has none of the bits of `rows`.
+    static DEVICE u32 down(u32 base, int rows) { return (base ^ (u32)(flip(rows) * kChunkBytes)) + rows * kRowChunks * kChunkBytes; }
 };
 
 // An address `base` moved by `bytes`, known when compiling: its bits within a line are XORed, so those of `base` and of `bytes` must differ.

@@ -15,7 +15,7 @@ from pagedattn.spec import KernelSpec
 SOURCE, EPILOGUE, MAINLOOP = "prefill/source_sm80.cuh", "prefill/epilogue.cuh", "prefill/mainloop_sm80.cuh"
 GMEM, DECODE, FLAT, SWIZZLE = "iterator/gmem_sm80.cuh", "decode/mainloop_sm80.cuh", "decode/merge_flat.cuh", "smem/swizzle.cuh"
 DECODE70, GMEM70, IMPL70 = "decode/mainloop_sm70.cuh", "iterator/gmem_warp_sm70.cuh", "decode/impl_m8n8.cuh"
-MAINLOOP70, TILES70 = "prefill/mainloop_sm70.cuh", "prefill/source_sm70.cuh"
+MAINLOOP70, TILES70, SOFTMAX = "prefill/mainloop_sm70.cuh", "prefill/source_sm70.cuh", "prefill/softmax.cuh"
 KERNEL = "kernel.cu"
 
 
@@ -44,7 +44,7 @@ PLANTS = (
         "        slot_",
         "race",
         MAINLOOP,
-        "Impl::ComputeQK(",
+        "Some::ComputeQK(",
     ),
     Plant(
         "dropped wait",
@@ -54,7 +54,7 @@ PLANTS = (
         "        __sync",
         "pending copy",
         MAINLOOP,
-        "Impl::ComputeQK(",
+        "Some::ComputeQK(",
     ),
     Plant(
         "copy before the barrier",
@@ -70,21 +70,21 @@ PLANTS = (
         "one row too far",
         "prefill",
         EPILOGUE,
-        "(T*)p.out + token * p",
-        "(T*)p.out + (token + 1) * p",
+        "query.token(row(k))) * p",
+        "query.token(row(k)) + 1) * p",
         "out of bounds",
         EPILOGUE,
-        "(token + 1) * p",
+        "= v[k];",
     ),
     Plant(
         "off by half a chunk",
         "prefill",
         GMEM,
-        "part * kMinBlockLen) * kRowBytes + chunk_ * kChunkBytes);",
-        "part * kMinBlockLen) * kRowBytes + chunk_ * kChunkBytes + 8);",
+        "? lane_ * kChunkBytes : 0);",
+        "? lane_ * kChunkBytes + 8 : 0);",
         "misaligned",
         SOURCE,
-        "gmem_k_.Prefetch(",
+        "gmem_.Prefetch(",
     ),
     Plant(
         "rows of another warp",
@@ -99,22 +99,22 @@ PLANTS = (
     Plant(
         "query not loaded",
         "prefill",
-        KERNEL,
-        "prefetch_query<T, kHeadDim",
-        "if (p.head_packs > 99) prefetch_query<T, kHeadDim",
+        MAINLOOP,
+        "prefetch_query<T, Impl::kHeadDim",
+        "if (p.head_packs > 99) prefetch_query<T, Impl::kHeadDim",
         "unwritten",
         MAINLOOP,
-        "Impl::ComputeQK(",
+        "Some::ComputeQK(",
     ),
     Plant(
         "half a shuffle",
         "prefill",
-        EPILOGUE,
+        SOFTMAX,
         "l += __shfl_xor_sync(kFullWarp, l, Map::kRowLanes[0])",
-        "if (lane < 16) l += __shfl_xor_sync(kFullWarp, l, Map::kRowLanes[0])",
+        "if (threadIdx.x & 16) l += __shfl_xor_sync(kFullWarp, l, Map::kRowLanes[0])",
         "missing lanes",
-        EPILOGUE,
-        "if (lane < 16)",
+        SOFTMAX,
+        "if (threadIdx.x & 16)",
     ),
     Plant(
         "half a barrier",
@@ -310,9 +310,7 @@ def test_planted(plant: Plant) -> None:
 
 
 SWIZZLES = (
-    Plant(
-        "no swizzle", "prefill", SWIZZLE, "const int flip = kWholeLines ? row & 7 : (row >> 1) & 3;", "const int flip = 0;", "", SWIZZLE, ""
-    ),
+    Plant("no swizzle", "prefill", SWIZZLE, "return kWholeLines ? row & 7 : (row >> 1) & 3;", "return row * 0;", "", SWIZZLE, ""),
     Plant(
         "none for quad pairs",
         "prefill",
