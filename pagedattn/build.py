@@ -54,12 +54,12 @@ def make(spec: KernelSpec, shelf: Store, *, jit: bool = True) -> Kernel:
     """
     source = render.render(spec)
     headers = render.included(source)
-    recipe = entry.recipe(source, spec.arch, nvrtc.flags(spec.arch), nvrtc.version(), headers)
+    recipe = entry.recipe(source, spec.arch, nvrtc.flags(spec.arch, spec.ptxas_level), nvrtc.version(), headers)
     compiled, origin = shelf.get(spec.name, entry.key(recipe)), "store"
     if compiled is None:
         if not jit:
             raise NotPrecompiledError(_missing(spec, shelf))
-        compiled = nvrtc.compile(source, spec.name, spec.arch, headers)
+        compiled = nvrtc.compile(source, spec.name, spec.arch, headers, spec.ptxas_level)
         origin = "compiled" if shelf.put(spec.name, recipe, source, compiled) else "memory"
     return Kernel(spec, source, compiled.cubin, compiled.ptx.decode(), compiled.log, compiled.seconds, origin)
 

@@ -74,8 +74,8 @@ def require(arch: str | Arch) -> None:
     )
 
 
-def flags(arch: str | Arch) -> tuple[str, ...]:
-    """The compiler's options for a target.
+def flags(arch: str | Arch, level: int | None = None) -> tuple[str, ...]:
+    """The compiler's options for a target; `level` is the assembler's, None: its own default.
 
     Line info costs no compile time and no register; profilers show source by it. The folder of the process is never searched.
 
@@ -89,10 +89,11 @@ def flags(arch: str | Arch) -> tuple[str, ...]:
         "-lineinfo",
         "--no-source-include",
         "--ptxas-options=-v",
+        *(() if level is None else (f"--ptxas-options=-O{level}",)),
     )
 
 
-def compile(source: str, name: str, arch: str | Arch, headers: Mapping[str, bytes]) -> Compiled:
+def compile(source: str, name: str, arch: str | Arch, headers: Mapping[str, bytes], level: int | None = None) -> Compiled:
     """Compile one kernel.
 
     Parameters
@@ -105,6 +106,8 @@ def compile(source: str, name: str, arch: str | Arch, headers: Mapping[str, byte
         The target.
     headers : mapping of str to bytes
         What #include "..." may name.
+    level : int, optional
+        How far the assembler optimises; None: its own default.
 
     Raises
     ------
@@ -122,7 +125,7 @@ def compile(source: str, name: str, arch: str | Arch, headers: Mapping[str, byte
     program = library.createProgram(source, f"{ROOT}{name}.cu", located, [n.encode() for n in names])
     try:
         try:
-            library.compileProgram(program, list(flags(target)))
+            library.compileProgram(program, list(flags(target, level)))
         except library.NVRTCError as error:
             log = _tidy(library.getProgramLog(program)) or str(error)
             raise _failure(source, name, target, headers, log, _ptx(library, program)) from None

@@ -230,6 +230,11 @@ class KernelSpec(Footprint):
         return "_".join([*parts, self.arch.replace("_", "")])
 
     @property
+    def ptxas_level(self) -> int | None:
+        """How far the assembler optimises; None: its own default."""
+        return 1 if self.op in TILED and self.head_dim in tuning.PREFILL_IN_ORDER[str(self.mma)] else None
+
+    @property
     def template(self) -> str:
         """The template that renders it."""
         return f"{'prefill' if self.op in TILED else self.op}.cu.j2"

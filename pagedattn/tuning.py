@@ -151,4 +151,8 @@ PREFILL_M8N8K4: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
 }
 PREFILL_OF = {"m16n8k16": PREFILL, "m16n8k8": PREFILL_M16N8K8, "m8n8k4": PREFILL_M8N8K4}
 
+# head_dims whose prefill kernels are assembled at ptxas's level 1, which keeps the order of the source: where registers are all in use, the
+# default level moves the exponentials of a tile to the front, and spills.
+PREFILL_IN_ORDER = {"m16n8k16": (96, 128, 192, 256), "m16n8k8": (), "m8n8k4": (128,)}
+
 COPY_WARPS = 8  # append, gather, merge: plain copies
