@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 from collections.abc import Hashable
@@ -68,7 +69,7 @@ def all_merge(out: Any, lse: Any, communicator: Any = None) -> tuple[Any, Any]:
     torch = _torch_of_stream(out, device, ranks)
     stream = None if torch is None else int(torch.cuda.current_stream(device.index).cuda_stream)
     with device.using(stream):
-        rows, weights = adopt(out, device, "out"), adopt(lse, device, "lse")
+        rows, weights = adopt(out, device, "out", stream=stream), adopt(lse, device, "lse", stream=stream)
         if rows.ndim != 3 or weights.shape != rows.shape[:2] or weights.dtype != np.float32:
             raise ArgumentError(
                 "`out` must have 3 dimensions (num_tokens, num_heads, head_dim), and `lse` be float32 of the first two; "
@@ -81,7 +82,7 @@ def all_merge(out: Any, lse: Any, communicator: Any = None) -> tuple[Any, Any]:
         room = _kept_room(rows, device, ranks)
         device.copy(((rows, room.rows), (weights, room.weights)))
         made = room_like(out, rows.shape), room_like(lse, weights.shape, "float32")
-        total, weight = (_target(x, own, device) for x, own in zip(made, (rows, weights), strict=True))
+        total, weight = (_target(x, own, device, stream) for x, own in zip(made, (rows, weights), strict=True))
         room.merge(total, weight, stream)
     return give_back(total, out) if made[0] is None else made[0], give_back(weight, lse) if made[1] is None else made[1]
 
@@ -196,6 +197,7 @@ class _Rooms(threading.local):
 
 
 _ROOMS = _Rooms()
+atexit.register(_ROOMS.kept.clear)  # memory that CuPy and PyTorch share goes while both are there
 
 
 def _kept_room(rows: Any, device: Device, ranks: Collective) -> _Room:
@@ -211,9 +213,9 @@ def _kept_room(rows: Any, device: Device, ranks: Collective) -> _Room:
     return room
 
 
-def _target(made: Any, like: Any, device: Device) -> Any:
+def _target(made: Any, like: Any, device: Device, stream: int | None) -> Any:
     """Memory for a result, as an array of the device: PyTorch's where it has been made, else the device's."""
-    return device.empty(like.shape, like.dtype) if made is None else adopt(made, device, "out")
+    return device.empty(like.shape, like.dtype) if made is None else adopt(made, device, "out", stream=stream)
 
 
 def _device_of(x: Any, name: str) -> Device:
