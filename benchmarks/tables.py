@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ def context_parallel_table(results: dict[str, Any]) -> str:
         cells = " | ".join(f"{us[name]:.0f}" for name in columns.values())
         lines.append(f"| {run['kv_dtype']} | {by} | {cells} | {us['one GPU'] / us['step, captured']:.2f}x |")
     return "\n".join(lines)
+
+
+def host_range(microseconds: Sequence[float]) -> str:
+    """The smallest and the largest of some times."""
+    return f"{min(microseconds):.0f} to {max(microseconds):.0f} us"
 
 
 def _table(title: str, figures: list[dict[str, Any]], cell: Any) -> str:
