@@ -132,10 +132,12 @@ def main(ranks: int = 2, device: str = "cuda") -> None:
     workers = [spawn.Process(target=process, args=(rank, ranks, nccl_id)) for rank in range(ranks)]
     for worker in workers:
         worker.start()
-    while any(worker.is_alive() for worker in workers) and not any(worker.exitcode for worker in workers):
-        wait([worker.sentinel for worker in workers if worker.is_alive()])
-    for worker in workers:
-        worker.kill()  # where one has failed, the others wait for it
+    left = list(workers)
+    while left and not any(worker.exitcode for worker in workers):
+        wait([worker.sentinel for worker in left])
+        left = [worker for worker in left if worker.is_alive()]
+    for worker in left:  # they wait for the one that has failed
+        worker.kill()
         worker.join()
     if any(worker.exitcode for worker in workers):
         raise SystemExit(1)
