@@ -1,9 +1,10 @@
-"""The README's tables from a result of `python -m benchmarks --json FILE`: python -m benchmarks.tables FILE"""
+"""The README's tables from a result of `python -m benchmarks --json FILE`, or of context_parallel's: python -m benchmarks.tables FILE"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,30 @@ def prefill_table(results: dict[str, Any]) -> str:
     return _table("prefill, TFLOP/s", results["prefill"], lambda x: f"{x['tflops']:.0f}")
 
 
+def context_parallel_table(results: dict[str, Any]) -> str:
+    """Microseconds of a decode step by one GPU and by several, from `python -m benchmarks.context_parallel --json FILE`."""
+    ranks = results["ranks"]
+    columns = {
+        "one GPU": "one GPU",
+        f"{ranks} GPUs: kernel": "kernel of a rank",
+        "step, `all_merge`": "step, all_merge",
+        "step, `AllMerge`": "step, AllMerge",
+        "the same as a graph": "step, captured",
+    }
+    lines = [f"| {results['tokens']:,} keys, us | gathered by | {' | '.join(columns)} | |", "|---" * (len(columns) + 3) + "|"]
+    for run in results["runs"]:
+        us = run["us"]
+        by = {"torch": "torch.distributed", "cupy": "CuPy's NCCL"}[run["backend"]]
+        cells = " | ".join(f"{us[name]:.0f}" for name in columns.values())
+        lines.append(f"| {run['kv_dtype']} | {by} | {cells} | {us['one GPU'] / us['step, captured']:.2f}x |")
+    return "\n".join(lines)
+
+
+def host_range(microseconds: Sequence[float]) -> str:
+    """The smallest and the largest of some times."""
+    return f"{min(microseconds):.0f} to {max(microseconds):.0f} us"
+
+
 def _table(title: str, figures: list[dict[str, Any]], cell: Any) -> str:
     rows = list(dict.fromkeys(x["row"] for x in figures))
     found = {(x["variant"], x["row"]): x for x in figures}
@@ -39,4 +64,4 @@ def _table(title: str, figures: list[dict[str, Any]], cell: Any) -> str:
 
 if __name__ == "__main__":
     loaded = json.loads(Path(sys.argv[1]).read_text())
-    print(decode_table(loaded), prefill_table(loaded), sep="\n\n")
+    print(*([context_parallel_table(loaded)] if "ranks" in loaded else [decode_table(loaded), prefill_table(loaded)]), sep="\n\n")

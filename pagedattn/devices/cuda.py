@@ -203,6 +203,22 @@ class CudaDevice(Device):
         held = memory.MemoryPointer(memory.UnownedMemory(address, span, owner, self.index), 0)
         return self._cupy.ndarray(shape, dtype, memptr=held, strides=strides)
 
+    def capturing(self) -> bool:
+        return bool(self._runtime.streamIsCapturing(self._current_stream(self.index).ptr))
+
+    def synchronize(self) -> None:
+        self._current_stream(self.index).synchronize()
+
+    def copy(self, pairs: Sequence[tuple[Any, Any]], stream: Any = None) -> None:
+        address, previous = self.address_of(stream), self._runtime.getDevice()
+        self._runtime.setDevice(self.index)
+        try:
+            for source, target in pairs:
+                whole = source if source.flags.c_contiguous else self._cupy.ascontiguousarray(source)
+                self._runtime.memcpyAsync(target.data.ptr, whole.data.ptr, target.nbytes, _DEVICE_TO_DEVICE, address)
+        finally:
+            self._runtime.setDevice(previous)
+
     def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:
         stream = self._current_stream(self.index).ptr
         block_bytes = pool.strides[0]
@@ -221,8 +237,11 @@ class CudaDevice(Device):
         return plan
 
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
+        self.merging(outs, lses)(out, lse, None)
+
+    def merging(self, outs: Sequence[Any], lses: Sequence[Any]) -> Callable[[Any, Any, Any], None]:
         addresses = self.asarray(np.array([[x.data.ptr for x in outs], [x.data.ptr for x in lses]], np.uint64))
-        tokens, heads, head_dim = out.shape
+        tokens, heads, head_dim = outs[0].shape
         values = {
             "merge_outs": addresses.data.ptr,
             "merge_lses": addresses.data.ptr + addresses.strides[0],
@@ -230,7 +249,12 @@ class CudaDevice(Device):
             "num_heads": heads,
             "num_splits": len(outs),
         }
-        self.follow(self._plan([dispatch.merge(out.dtype.name, head_dim, self, values)]), (None, None, None, out, lse, None))
+        plan, held = self._plan([dispatch.merge(outs[0].dtype.name, head_dim, self, values)]), (addresses, outs, lses)
+
+        def merged(out: Any, lse: Any, stream: Any, held: Any = held) -> None:  # the plan's addresses stay good as long as this lives
+            self.follow(plan, (None, None, None, out, lse, None), stream=stream)
+
+        return merged
 
     def follow(
         self, plan: Plan, arrays: Sequence[Any], pool: Any = None, layer: int = 0, stream: Any = None, workspace: Any = None

@@ -47,6 +47,7 @@ class FakeGpu(cuda.CudaDevice):
         self.launches: list[Noted] = []
         self.events: dict[int, int] = {}
         self.waits: list[tuple[int, int]] = []  # a stream, and the one that it then waited for
+        self.copies: list[tuple[int, int]] = []  # bytes, and the stream
         self.stream: Any = type("Stream", (), {"ptr": 0})()
 
     # the runtime
@@ -69,6 +70,11 @@ class FakeGpu(cuda.CudaDevice):
 
     def eventDestroy(self, event: int) -> None:
         assert self.events[event] >= 0
+
+    def memcpyAsync(self, target: int, source: int, count: int, kind: int, stream: int) -> None:
+        assert self.device == self.index
+        ctypes.memmove(target, source, count)
+        self.copies.append((count, stream))
 
     # the driver
     def launch_kernel(self, config_address: int, function: int, pointers: int, extra: int) -> int:
