@@ -120,6 +120,7 @@ class CudaDevice(Device):
         self.arch = archs.of_device(_number(index))
         self._source = self.arch if source is None else _foreign(source, self.arch)
         self.name = f"cuda:{index}" if source is None else f"cuda:{index}+{self._source}"
+        self.model = self.description if source is None else ""
         self.array_type = cupy.ndarray
         self.sm_count = int(self._runtime.deviceGetAttribute(16, index))  # cudaDevAttrMultiProcessorCount
         self._loaded: dict[KernelSpec, _Loaded] = {}
@@ -213,6 +214,21 @@ class CudaDevice(Device):
         memory = self._cupy.cuda.memory
         held = memory.MemoryPointer(memory.UnownedMemory(address, span, owner, self.index), 0)
         return self._cupy.ndarray(shape, dtype, memptr=held, strides=strides)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Between two events on the current stream."""
+        runtime, stream = self._runtime, self.current_stream()
+        with self._cupy.cuda.Device(self.index):
+            begin, end = runtime.eventCreate(), runtime.eventCreate()
+            try:
+                runtime.eventRecord(begin, stream)
+                work()
+                runtime.eventRecord(end, stream)
+                runtime.eventSynchronize(end)
+                return float(runtime.eventElapsedTime(begin, end)) / 1e3
+            finally:
+                runtime.eventDestroy(begin)
+                runtime.eventDestroy(end)
 
     def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:
         stream = self._current_stream(self.index).ptr
