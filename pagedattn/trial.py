@@ -57,7 +57,8 @@ def load(specs: Sequence[KernelSpec], device: Device, shelf: Store) -> str:
             kernel = build.make(spec, shelf)
             most = STACK_BYTES[spec.key.op]
             if kernel.stack_bytes > most or (not most and kernel.spill_bytes):
-                return f"{spec.name} spills: {kernel.spill_bytes} bytes of traffic, {kernel.stack_bytes} of stack a thread"
+                whose = "" if spec is specs[0] else f", as {spec.name}"
+                return f"spills {kernel.spill_bytes} bytes of a thread, {kernel.stack_bytes} on the stack{whose}"
             device.load(kernel)
         except PagedAttnError as error:
             return str(error).splitlines()[0]
@@ -82,6 +83,7 @@ class Trial:
         self.device, self.key, self.group = device, key, group
         self.shapes = tuple(SHAPES[key.op] if shapes is None else shapes)
         self._works: list[_Work] = []
+        self._checked: dict[str, _Work] = {}  # by dtype
 
     def wrong(self, tile: Tile, *, thorough: bool = False) -> str:
         """Why a row is not right; empty if it is: attention on ragged sequences in NaN-filled memory, compared with float64.
@@ -94,7 +96,9 @@ class Trial:
         types = dtypes.ACTIVATIONS if thorough and self.device.arch.family == "sm80" else ("float16",)
         more: dict[str, Any] = {"num_splits": 3} if self.key.op == "decode" else {"softcap": 20.0}
         for dtype in types:
-            work = _Work(self.device, self.key, self.group, CHECKED[self.key.op], dtype, layers=1)
+            if dtype not in self._checked:
+                self._checked[dtype] = _Work(self.device, self.key, self.group, CHECKED[self.key.op], dtype, layers=1)
+            work = self._checked[dtype]
             for keywords in ({}, more) if thorough else ({},):
                 with self._using(tile, work):
                     work.out[...] = np.nan

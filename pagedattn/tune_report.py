@@ -231,8 +231,8 @@ def _lines(race: Race) -> Iterator[str]:
     else:
         gain = f"{100 * race.finals[best].gain:+.1f} %"
         yield f"{start}  {short(best):<20}{_us(race, best):>16}{gain:>8}{'  taken' if race.winner else ''}"
-    for tile, why in race.skipped.items():
-        yield f"  {short(tile)}: {why}"
+    for why in dict.fromkeys(race.skipped.values()):
+        yield f"  {' '.join(short(tile) for tile, reason in race.skipped.items() if reason == why)}: {why}"
 
 
 def _us(race: Race, tile: Tile) -> str:
