@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from pagedattn import dispatch, dtypes, ops, tuned
 from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import PagedAttnError, UnsupportedError
-from pagedattn.spec import SPLITS, KernelSpec
+from pagedattn.footprint import TILED
+from pagedattn.spec import KernelSpec, shipped
 from pagedattn.tune_report import Shape, median
-from pagedattn.tuning import Key, Tile
+from pagedattn.tuning import Key, Tile, fields_of
 
 if TYPE_CHECKING:
     from pagedattn.devices.base import Device
@@ -37,15 +39,10 @@ CHECKED = {"decode": ((1, 1), (1, 16), (1, 33), (1, 700), (1, 1500)), "prefill":
 
 
 def variants(key: Key, arch: str, tile: Tile) -> list[KernelSpec]:
-    """Every kernel that a row serves; the first of them is the one that is timed."""
-    first = tuned.spec_of(key, arch, tile)
-    types = dtypes.ACTIVATIONS if first.family == "sm80" else ("float16",)
-    if key.op == "decode":
-        return [tuned.spec_of(key, arch, tile, dtype=dtype, splits=splits) for dtype in types for splits in SPLITS]
-    own = ("prefill", "varlen") if key.bits == 16 else ("prefill",)
-    return [
-        tuned.spec_of(key, arch, tile, op=op, dtype=dtype, adjusted=adjusted) for op in own for dtype in types for adjusted in (False, True)
-    ]
+    """Every kernel of the shipped set that a row serves, with that row; the first of them is the one that is timed."""
+    own = ("decode",) if key.op == "decode" else TILED
+    specs = shipped([arch], None, [key.head_dim], own, [tuned.STORED[key.bits]])
+    return [replace(spec, **fields_of(tile)) for spec in specs if spec.key == key]
 
 
 def load(specs: Sequence[KernelSpec], device: Device, shelf: Store) -> str:
@@ -88,7 +85,8 @@ class Trial:
     def wrong(self, tile: Tile, *, thorough: bool = False) -> str:
         """Why a row is not right; empty if it is: attention on ragged sequences in NaN-filled memory, compared with float64.
 
-        `thorough` takes both types of activations, sequences that are cut, and prefill's adjusted scores besides.
+        `thorough` takes both types of activations besides, new rows that come with the call, sequences that are cut (decode) and scores
+        that are adjusted (prefill).
         """
         from pagedattn import testing  # here and not above: `import pagedattn` stays quick
 
@@ -99,14 +97,15 @@ class Trial:
             if dtype not in self._checked:
                 self._checked[dtype] = _Work(self.device, self.key, self.group, CHECKED[self.key.op], dtype, layers=1)
             work = self._checked[dtype]
-            for keywords in ({}, more) if thorough else ({},):
+            for rows, keywords in ((None, {}), (work.new, {}), (None, more)) if thorough else ((None, {}),):
                 with self._using(tile, work):
                     work.out[...] = np.nan
                     try:
-                        work.call(0, **keywords)
+                        work.call(0, k=rows, v=rows, **keywords)
                         testing.assert_matches_reference(work.out, work.q, work.cache, work.batch, **keywords)
                     except (AssertionError, PagedAttnError) as error:
-                        return f"wrong, or refused ({dtype}{', ' if keywords else ''}{', '.join(keywords)}): {error}"
+                        asked = ", ".join([dtype, *keywords, *([] if rows is None else ["k", "v"])])
+                        return f"wrong, or refused ({asked}): {error}"
         return ""
 
     def seconds(self, tile: Tile) -> tuple[float, ...]:
@@ -181,6 +180,7 @@ class _Work:
         shape = (sum(new), group * KV_HEADS, key.head_dim)
         self.q = device.asarray(rng.standard_normal(shape, dtype=np.float32).astype(element))
         self.out = device.empty(shape, element)
+        self.new = k[: sum(new)] if sum(new) <= len(k) else None  # rows that may come with the call
 
     def call(self, i: int, **keywords: Any) -> None:
         ops.paged_attention(self.q, self.cache, self.batch, layer=i % self.layers, out=self.out, **keywords)
