@@ -109,6 +109,7 @@ class CudaDevice(Device):
         self.arch = archs.of_device(_number(index))
         self._source = self.arch if source is None else _foreign(source, self.arch)
         self.name = f"cuda:{index}" if source is None else f"cuda:{index}+{self._source}"
+        self.model = self.description if source is None else ""
         self.array_type = cupy.ndarray
         self.sm_count = int(self._runtime.deviceGetAttribute(16, index))  # cudaDevAttrMultiProcessorCount
         self._loaded: dict[KernelSpec, _Loaded] = {}
@@ -218,6 +219,21 @@ class CudaDevice(Device):
                 self._runtime.memcpyAsync(target.data.ptr, whole.data.ptr, target.nbytes, _DEVICE_TO_DEVICE, address)
         finally:
             self._runtime.setDevice(previous)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Between two events on the current stream."""
+        runtime, stream = self._runtime, self.current_stream()
+        with self._cupy.cuda.Device(self.index):
+            begin, end = runtime.eventCreate(), runtime.eventCreate()
+            try:
+                runtime.eventRecord(begin, stream)
+                work()
+                runtime.eventRecord(end, stream)
+                runtime.eventSynchronize(end)
+                return float(runtime.eventElapsedTime(begin, end)) / 1e3
+            finally:
+                runtime.eventDestroy(begin)
+                runtime.eventDestroy(end)
 
     def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:
         stream = self._current_stream(self.index).ptr
