@@ -27,8 +27,8 @@ COUNTERS = {  # what it is -> the metric's name, and the factor from ncu's base 
     "DRAM throughput, % of peak": (r"^(gpu__dram_throughput|dram__throughput)\.avg\.pct_of_peak_sustained_elapsed$", 1.0),
     "DRAM read and written, TB/s": (r"^dram__bytes\.sum\.per_second$", 1e-12),
     "L2 hits, %": (r"^lts__t_sector_hit_rate\.pct$", 1.0),
-    "issue slots used, %": (r"^(smsp__issue_active|sm__inst_issued)\.avg\.pct_of_peak_sustained_active$", 1.0),
-    "tensor pipe, %": (r"pipe_tensor.*\.pct_of_peak_sustained_active$", 1.0),
+    "issue slots used, %": (r"^smsp__issue_active\.avg\.pct_of_peak_sustained_active$", 1.0),
+    "tensor pipe, %": (r"^sm__(pipe_tensor_cycles_active|inst_executed_pipe_tensor)\.avg\.pct_of_peak_sustained_active$", 1.0),
     "registers a thread": (r"^launch__registers_per_thread$", 1.0),
 }
 STALL = re.compile(r"^smsp__average_warps_issue_stalled_(\w+)_per_issue_active\.ratio$")
@@ -61,9 +61,13 @@ def table(launches: dict[str, dict[str, str]]) -> str:
     lines = [f"| | {' | '.join(launches)} |", "|---" * (len(launches) + 1) + "|"]
     for name, (pattern, factor) in COUNTERS.items():
         found = [number(row, pattern) for row in launches.values()]
-        lines.append(f"| {name} | {' | '.join('-' if x is None else f'{x * factor:.3g}' for x in found)} |")
+        lines.append(f"| {name} | {' | '.join('-' if x is None else _text(x * factor) for x in found)} |")
     lines.append(f"| waits, cycles an instruction | {' | '.join(map(stalls, launches.values()))} |")
     return "\n".join(lines)
+
+
+def _text(x: float) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:.2g}" if x < 10 else f"{x:.0f}"
 
 
 def launch() -> None:

@@ -32,6 +32,7 @@ def draw(results: dict[str, Any]) -> Any:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     _decode(left, results)
     _prefill(right, results)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False, fontsize="small")
     figure.suptitle(
         f"{results['device']}: reads {results['read_ceiling_tb_per_s']:.2f} TB/s, matmul {results['matmul_tflops']:.0f} TFLOP/s (same run)"
     )
@@ -57,7 +58,6 @@ def _decode(axis: Any, results: dict[str, Any]) -> None:
     axis.set_ylim(0, 1.05)
     axis.set_ylabel("decode: share of the read ceiling")
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize="small", loc="lower right")
 
 
 def _prefill(axis: Any, results: dict[str, Any]) -> None:
@@ -77,6 +77,10 @@ def _prefill(axis: Any, results: dict[str, Any]) -> None:
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.set_ylim(100, 1000)
+    axis.set_yticks([100, 200, 400, 800], ["100", "200", "400", "800"])
+    axis.minorticks_off()
+    axis.annotate("reading", (70, 70 * bandwidth), textcoords="offset points", xytext=(8, -8), fontsize="small")
+    axis.annotate("matmul", (4000, matmul), textcoords="offset points", xytext=(0, 4), fontsize="small")
     axis.set_xlabel("FLOP per byte, each byte moved once")
     axis.set_ylabel("prefill: TFLOP/s, sustained")
-    axis.grid(alpha=0.3, which="both")
+    axis.grid(alpha=0.3)
