@@ -5,7 +5,9 @@ FOLDER/scale.svg: how cost grows. FOLDER/roofline.svg: how near the ceilings.
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,6 @@ def scale(results: dict[str, Any]) -> Any:
         axis.set_xscale("log", base=2)
         ticks = sorted({f["x"] for f in figures})
         axis.set_xticks(ticks[:: -(-len(ticks) // 6)], [_short(x) for x in ticks[:: -(-len(ticks) // 6)]])
-        axis.minorticks_off()
         axis.set_xlabel(LABELS[name])
         if "tflops" in figures[0]:
             axis.set_ylabel("TFLOP/s, sustained")
@@ -45,8 +46,9 @@ def scale(results: dict[str, Any]) -> Any:
         else:
             axis.set_ylim(0, 1.05)
             axis.set_ylabel("share of the read ceiling")
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize="small")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(f"{results['device']}, read ceiling {results['read_ceiling_tb_per_s']:.2f} TB/s (same run)")
     return figure
 
@@ -69,6 +71,15 @@ def _short(n: int) -> str:
     return str(n)
 
 
+def slim(svg: str) -> str:
+    """An SVG without indentation, its numbers with two decimals at most.
+
+    >>> slim('<g>\\n  <path d="M 41.601021 -0.5"/>\\n</g>')
+    '<g>\\n<path d="M 41.60 -0.5"/>\\n</g>'
+    """
+    return re.sub(r"\n\s+", "\n", re.sub(r"(\d\.\d\d)\d+", r"\1", svg))
+
+
 def save(results: dict[str, Any], folder: Path) -> list[Path]:
     """Every plot that the result has figures for, as small files whose bytes depend on the figures alone."""
     import matplotlib
@@ -84,8 +95,10 @@ def save(results: dict[str, Any], folder: Path) -> list[Path]:
         if needs <= results.keys():
             found.append(folder / f"{name}.svg")
             figure = draw(results)
-            figure.savefig(found[-1], metadata={"Date": None})
+            text = io.StringIO()
+            figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
             pyplot.close(figure)
+            found[-1].write_text(slim(text.getvalue()), encoding="utf-8")
     return found
 
 
