@@ -1,6 +1,6 @@
 """The plots of a result of `python -m benchmarks --json FILE`: python -m benchmarks.plots FILE FOLDER (needs Matplotlib: '.[plots]').
 
-FOLDER/scale.svg: how cost grows. FOLDER/roofline.svg: how near the ceilings.
+size.svg: how cost grows with what there is to do. shape.svg: what the shape of a model and its cache costs. roofline.svg: how near the ceilings.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import io
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import roofline
 
 COLOURS = {"float16": "#4477aa", "int8": "#ee6677", "int4": "#228833"}
+SIZE, SHAPE = ("batch", "context", "new tokens"), ("head_dim", "group", "block_len")
 LABELS = {
     "batch": "sequences of 4,096 tokens",
     "context": "tokens of one sequence",
@@ -25,12 +27,13 @@ LABELS = {
 }
 
 
-def scale(results: dict[str, Any]) -> Any:
+def scale(results: dict[str, Any], names: tuple[str, ...]) -> Any:
     """A figure with an axis for each sweep: time and its floor where size varies, the share of the floor where the shape varies."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 3, figsize=(12, 7), layout="constrained")
-    for axis, (name, figures) in zip(axes.flat, results["sweeps"].items(), strict=False):
+    figure, axes = pyplot.subplots(1, len(names), figsize=(12, 3.8), layout="constrained", squeeze=False)
+    for axis, name in zip(axes.flat, names, strict=True):
+        figures = results["sweeps"][name]
         for kv, colour in COLOURS.items():
             _line(axis, name, [f for f in figures if f["kv"] == kv], kv, colour)
         axis.set_xscale("log", base=2)
@@ -90,7 +93,11 @@ def save(results: dict[str, Any], folder: Path) -> list[Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     found = []
-    wanted = {"scale": (scale, {"sweeps"}), "roofline": (roofline.draw, {"decode", "prefill", "matmul_tflops"})}
+    wanted: dict[str, tuple[Callable[[dict[str, Any]], Any], set[str]]] = {
+        "size": (lambda found: scale(found, SIZE), {"sweeps"}),
+        "shape": (lambda found: scale(found, SHAPE), {"sweeps"}),
+        "roofline": (roofline.draw, {"decode", "prefill", "matmul_tflops"}),
+    }
     for name, (draw, needs) in wanted.items():
         if needs <= results.keys():
             found.append(folder / f"{name}.svg")

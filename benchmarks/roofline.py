@@ -17,7 +17,7 @@ def intensity(row: str, variant: str = PLAIN) -> float:
     """FLOP per byte of a prefill row, if every byte of q, K, V and the output moved once.
 
     >>> round(intensity("P4")), round(intensity("P4", "d128 b64 float16 int4"))
-    (1787, 5061)
+    (1792, 5161)
     """
     new, tokens, sequences = SHAPES[row]
     pairs = new * tokens - new * (new - 1) // 2
