@@ -15,7 +15,7 @@ from typing import Any
 import cupy as cp
 
 import pagedattn as pa
-from benchmarks import build, decode, host, machine, measure, peers, prefill, scale, summary
+from benchmarks import build, comparison, decode, host, machine, measure, prefill, scale, summary
 from benchmarks.measure import Effort
 from benchmarks.work_table import HEAD_DIMS
 
@@ -25,7 +25,7 @@ SECTIONS = {
     "decode": decode.decode,
     "splits": decode.splits,
     "prefill": prefill.prefill,
-    "peers": peers.peers,
+    "peers": comparison.peers,
     "scale": scale.scale,
 }
 

@@ -1,6 +1,6 @@
 """The plots of a result of `python -m benchmarks --json FILE`: python -m benchmarks.plots FILE FOLDER (needs Matplotlib: '.[plots]').
 
-size.svg: how cost grows with what there is to do. shape.svg: what the shape of a model and its cache costs. roofline.svg: how near the ceilings.
+size.svg: how cost grows with what there is to do; shape.svg: what shapes of a model and its cache cost; roofline.svg: how near ceilings.
 """
 
 from __future__ import annotations

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flash_attn
 import torch
 
 from benchmarks.peers import Form, Peer
-from benchmarks.work_table import Workload
+
+if TYPE_CHECKING:
+    from benchmarks.work_table import Workload
 
 
 def peers() -> list[Peer]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cupy as cp
 import flashinfer
@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from benchmarks.peers import Form, Peer, UnfitError
-from benchmarks.work_table import Workload
+
+if TYPE_CHECKING:
+    from benchmarks.work_table import Workload
 
 WORKSPACE = 512 << 20
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -12,7 +12,9 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.peers import Form, Peer, UnfitError
-from benchmarks.work_table import Workload
+
+if TYPE_CHECKING:
+    from benchmarks.work_table import Workload
 
 BACKENDS = {
     "SDPA flash": SDPBackend.FLASH_ATTENTION,
