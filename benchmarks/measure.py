@@ -52,7 +52,7 @@ def read_ceiling(gigabytes: int = 4) -> float:
     data = cp.random.default_rng(0).integers(0, 255, gigabytes << 30, dtype=cp.uint8)
     out = cp.zeros(1, cp.uint32)
     sms = cp.cuda.Device().attributes["MultiProcessorCount"]
-    microseconds = events(lambda i: _READ((8 * sms,), (512,), (data, np.int64(data.nbytes // 16), out)), repeat=15, warmup=3)
+    microseconds = events(lambda i: _READ((8 * sms,), (512,), (data, np.int64(data.nbytes // 16), out)), repeat=30, warmup=3)
     return float(data.nbytes / microseconds * 1e6)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import cupy as cp
+
 from benchmarks import measure
 from benchmarks.measure import Effort
 from benchmarks.work_table import HEAD_DIMS, Row, Workload, check
@@ -42,11 +44,16 @@ SWEEPS = {
 
 
 def scale(results: dict[str, Any], effort: Effort) -> None:
-    """Every sweep; one by one, because the largest caches leave room for nothing else on small GPUs."""
+    """Every sweep, as far as the GPU's memory goes."""
     for name, points in SWEEPS.items():
         print(f"\n{name:12}" + "".join(f"{kv or 'float16':>22}" for kv in KV_DTYPES))
         for point in (points[0], points[-1]) if effort.quick else points:
-            found = [measured(point, kv, results["read_ceiling_tb_per_s"], effort) for kv in KV_DTYPES]
+            try:
+                found = [measured(point, kv, results["read_ceiling_tb_per_s"], effort) for kv in KV_DTYPES]
+            except cp.cuda.memory.OutOfMemoryError:
+                cp.get_default_memory_pool().free_all_blocks()
+                print(f"{point.x:12}  does not fit into this GPU's memory", flush=True)
+                continue
             results.setdefault("sweeps", {}).setdefault(name, []).extend(found)
             cells = [
                 f"{f['us']:10.1f} us " + (f"({f['floor_us'] / f['us']:.2f})" if "floor_us" in f else f"{f['tflops']:4.0f} T") for f in found
