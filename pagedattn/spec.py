@@ -165,8 +165,8 @@ class KernelSpec(Footprint):
         tile = 32 if self.quantised or self.mma == "m8n8k4" else 16
         if self.cta_s not in (None, tile):
             raise ArgumentError(f"`cta_s` of this decode kernel must be {tile}; got {self.cta_s}.")
-        rows = tuning.DECODE_OF[str(self.mma)].get((self.head_dim, self.heads, dtypes.of(self.kv_dtype).bits))
-        if rows is None:
+        rows = tuning.rows(str(self.mma), self.key)
+        if not rows:
             raise UnsupportedError(f"a pack must be of 8 heads for head_dim {self.head_dim} in {self.kv_dtype}; got heads={self.heads}.")
         self._take(rows)
         if self.family == "sm70" and self.stages != 1:
@@ -180,7 +180,7 @@ class KernelSpec(Footprint):
         self._clear("heads", "splits")
         if self.op == "varlen" and self.quantised:
             raise UnsupportedError(f"contiguous K and V must hold the activations' own type, {self.dtype}; got kv_dtype={self.kv_dtype!r}.")
-        self._take(tuning.PREFILL_OF[str(self.mma)][self.head_dim, self.quantised])
+        self._take(tuning.rows(str(self.mma), self.key))
         assert self.warps is not None
         assert self.cta_q is not None
         if self.cta_q % (16 * self.warps) or self.cta_q & (self.cta_q - 1):
@@ -192,11 +192,11 @@ class KernelSpec(Footprint):
         if self.stages not in stages:
             raise ArgumentError(f"`stages` of {whose} must be {' or '.join(map(str, stages))}; got {self.stages}.")
 
-    def _take(self, rows: Iterable[Any]) -> None:
+    def _take(self, rows: Iterable[tuning.Tile]) -> None:
         """Fill open fields from the first row of the tuning table that fits; the caller's own fields stand."""
-        own = {name: getattr(self, name) for name in ("cta_s", "cta_q", "stages", "warps", "min_ctas") if getattr(self, name) is not None}
+        own = {name: getattr(self, name) for name in tuning.SPEC_FIELDS if getattr(self, name) is not None}
         for row in rows:
-            self._set(**{**row._asdict(), **own})
+            self._set(**{**tuning.fields_of(row), **own})
             if self._fits():
                 return
 
@@ -208,6 +208,11 @@ class KernelSpec(Footprint):
         for name in names:
             if getattr(self, name) is not None:
                 raise ArgumentError(f"`{name}` means nothing for op {self.op!r}; got {getattr(self, name)!r}. Leave it None.")
+
+    @property
+    def key(self) -> tuning.Key:
+        """Decode, prefill, varlen: what its row of the tuning table is found by."""
+        return tuning.Key("decode" if self.op == "decode" else "prefill", self.head_dim, self.heads or 0, dtypes.of(self.kv_dtype).bits)
 
     @property
     def threads(self) -> int:
@@ -245,7 +250,7 @@ def decode_heads(head_dim: int, kv_dtype: str, mma: str = "m16n8k16") -> tuple[i
     >>> decode_heads(128, "int8"), decode_heads(256, "int8")
     ((8, 16), (8,))
     """
-    return tuple(heads for heads in HEAD_PACKS if (head_dim, heads, dtypes.of(kv_dtype).bits) in tuning.DECODE_OF[mma])
+    return tuple(heads for heads in HEAD_PACKS if tuning.rows(mma, tuning.Key("decode", head_dim, heads, dtypes.of(kv_dtype).bits)))
 
 
 def shipped(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,6 +32,8 @@ class Device(ABC):
         The target that kernels are compiled for; None: this device runs no kernels.
     source : Arch or None
         The target whose kernels run, tiles and all, compiled for `arch`: `arch` itself unless the device's name asks for another's.
+    model : str
+        What GPUs of its kind are called, by which rows that were tuned on one are found; empty: the shipped rows are used.
     array_type : type
         What its arrays are: numpy.ndarray or cupy.ndarray.
     """
@@ -39,6 +42,7 @@ class Device(ABC):
     index: int
     arch: Arch | None
     array_type: type
+    model: str = ""
 
     @property
     def source(self) -> Arch | None:
@@ -102,6 +106,12 @@ class Device(ABC):
         """Of each pair of arrays the first into the second, which is contiguous and of the same shape and dtype."""
         for source, target in pairs:
             target[...] = source
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """What the work that `work` asks of this device takes."""
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
 
     @abstractmethod
     def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:

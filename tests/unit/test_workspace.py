@@ -24,7 +24,7 @@ class Gpu:
 
     def __init__(self, sm_count: int, arch: str = "sm_90") -> None:
         self.arch = self.source = archs.parse(arch)
-        self.sm_count = sm_count
+        self.sm_count, self.model = sm_count, ""
 
     def address(self, x: Any) -> int:
         return 0
