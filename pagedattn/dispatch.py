@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pagedattn.arch import Arch
     from pagedattn.batch import Batch
     from pagedattn.layout import BlockLayout
-    from pagedattn.problem import Problem
+    from pagedattn.problem import Extras, Problem
 
 _LOG2_E = 1.4426950408889634
 _TILES_PER_PART = 8  # key tiles below which sharing them out costs more than it brings
@@ -60,25 +60,27 @@ def spec_for(
     heads: int | None = None,
     splits: str | None = None,
     adjusted: bool = False,
+    fused: bool = False,
 ) -> KernelSpec:
     """The spec of an operation that target `source` ships, compiled for `arch`."""
     of = archs.parse(source)
     mma = of.mma if op in ("decode", "prefill", "varlen") else None
-    return KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits, adjusted=adjusted)
+    return KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits, adjusted=adjusted, fused=fused)
 
 
-def _spec(
-    op: str, layout: BlockLayout, device: Target, heads: int | None = None, splits: str | None = None, adjusted: bool = False
-) -> KernelSpec:
+def _spec(op: str, layout: BlockLayout, device: Target, **variant: Any) -> KernelSpec:
     assert device.arch is not None
     assert device.source is not None
     assert layout.kv_dtype is not None
     arch, source = device.arch.name, device.source.name
-    return spec_for(op, layout.dtype, layout.kv_dtype, layout.head_dim, arch, source, heads, splits, adjusted)
+    return spec_for(op, layout.dtype, layout.kv_dtype, layout.head_dim, arch, source, **variant)
 
 
 def select(problem: Problem, device: Target) -> list[Launch]:
-    """The launches of a problem, in order. Arrays of the problem count by shape and strides, not by address, and its layer not at all."""
+    """The launches of a problem, in order. Arrays of the problem count by shape and strides, not by address, and its layer not at all.
+
+    An attention with `k` and `v` is one that `fuses`.
+    """
     batch = problem.batch
     if problem.op in ("attention", "varlen"):
         values = {**_cache_values(problem, device), **_query_values(problem)}
@@ -197,6 +199,7 @@ def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch) -> l
         *(spec_for(op, *common) for op in ("append", "gather", "prefill")),
         spec_for("prefill", *common, adjusted=True),
         *(spec_for("decode", *common, heads, splits) for splits in SPLITS),
+        *([spec_for("decode", *common, heads, "flat", fused=True)] if source.family == "sm80" else ()),
         spec_for("merge", layout.dtype, layout.dtype, layout.head_dim, arch.name, source.name),
     ]
 
@@ -206,20 +209,42 @@ def cut_tile(layout: BlockLayout, source: Arch | None) -> int:
     return 32 if layout.quantised or (source is not None and source.mma == "m8n8k4") else 16
 
 
+def fuses(
+    device: Target, layout: BlockLayout, num_heads: int, batch: Batch, num_splits: int, extras: Extras | None, cp: ContextParallel | None
+) -> bool:
+    """Whether decode's launch writes the new rows itself, which saves append's.
+
+    Each row is written by the warp that reads it, so no other may: not that of a second pack of heads, nor that of another sequence which
+    has the block as well.
+    """
+    if not batch.unshared or num_splits or batch.num_prefill or not batch.num_decode or device.source is None:
+        return False
+    if (cp is not None and cp.size > 1) or (extras is not None and (extras.reshapes or extras.mask is not None)):
+        return False
+    group_size, source = num_heads // layout.num_kv_heads, device.source
+    return source.family == "sm80" and group_size <= _pack_size(group_size, layout.head_dim, str(layout.kv_dtype), source.mma)
+
+
 def plan_decode(
-    device: Target, layout: BlockLayout, group_size: int, batch: Batch, num_splits: int, cp: ContextParallel = WHOLE
+    device: Target,
+    layout: BlockLayout,
+    group_size: int,
+    batch: Batch,
+    num_splits: int,
+    cp: ContextParallel = WHOLE,
+    fused: bool = False,
 ) -> tuple[KernelSpec, int, int, int]:
     """Decode's spec, grid, head packs per KV head, and places for pieces (per segment where sequences are cut, else in all)."""
     assert device.source is not None
     heads = _pack_size(group_size, layout.head_dim, str(layout.kv_dtype), device.source.mma)
     packs = -(-group_size // heads)
     if num_splits == 0:
-        spec = _spec("decode", layout, device, heads, "flat")
+        spec = _spec("decode", layout, device, heads=heads, splits="flat", fused=fused)
         grid = device.sm_count * (spec.min_ctas or 1)
         # A CTA leaves a piece of the segment it found begun and one of the segment it left, at most; so does a warp, which finds no place
         # in shared memory for some of them.
         return spec, grid, packs, grid * (2 + (2 - spec.shared_pieces) * (spec.warps or 0))
-    spec = _spec("decode", layout, device, heads, "cut")
+    spec = _spec("decode", layout, device, heads=heads, splits="cut")
     places = num_splits if num_splits > 0 else max(1, -(-cp.own(batch.max_seqlen_k) // -num_splits))
     items = batch.batch_size * layout.num_kv_heads * packs * places
     return spec, -(-items // (spec.warps or 1)), packs, places
@@ -250,7 +275,9 @@ def plan_prefill(
 
 
 def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
-    spec, grid, packs, places = plan_decode(device, problem.layout, values["group_size"], problem.batch, problem.num_splits, problem.cp)
+    spec, grid, packs, places = plan_decode(
+        device, problem.layout, values["group_size"], problem.batch, problem.num_splits, problem.cp, problem.k is not None
+    )
     segments = problem.batch.batch_size * problem.layout.num_kv_heads * packs
     pieces = places if problem.num_splits == 0 else places * segments
     splits = problem.num_splits
