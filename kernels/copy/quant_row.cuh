@@ -14,26 +14,21 @@ struct QuantRow: TokenRows<Layout> {
     static constexpr int kCodeWords = kBits / 4;                                     // of a lane
     static constexpr int kWarpRows = kWarpSize / kLanes;
 
-    // `source` into row `row` of the token, by kLanes lanes; `lane` is one of them. Every lane of the warp takes part; those that are not
-    // active have no source.
-    template<class Params>
-    static DEVICE void Store(const Params& p, const Layout& layout, const TokenPlace& at, int row, const T* source, bool active, int lane)
+    // Eight dims of a row of T as its codes and (scale, zero), by kLanes lanes of which `lane` is one. Every lane of the warp takes part;
+    // those that are not active bring nothing.
+    static DEVICE void Store(char* codes_of_row, u32* param, uint4 dims, bool active, int lane)
     {
-        u32 x[4] = {};
-        if (active) {
-            const uint4 v = ((const uint4*)source)[lane];
-            x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
-        }
+        const u32 x[4] = {dims.x, dims.y, dims.z, dims.w};
         const RowQuantiser<T, kBits, kLanes> quantiser(x, active);
         if (active) {
             u32 codes[kCodeWords];
             quantiser.Codes(codes, x);
 #pragma unroll
             for (int i = 0; i < kCodeWords; ++i) {
-                ((u32*)QuantRow::data(p, layout, at, row))[lane * kCodeWords + i] = codes[i];
+                ((u32*)codes_of_row)[lane * kCodeWords + i] = codes[i];
             }
             if (lane == 0) {
-                *QuantRow::param(p, layout, at, row) = quantiser.param;
+                *param = quantiser.param;
             }
         }
     }

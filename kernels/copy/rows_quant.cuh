@@ -51,7 +51,8 @@ DEVICE void quantise_token(const Params& p, int b, int token, int position, cons
             Rows::Prepare(p, b, token, position, first_row, shared_address(own), thread % kWarpSize);
             source = (const typename Rows::T*)own + (row - first_row) * Rows::Config::kHeadDim;
         }
-        Rows::Store(p, layout, at, row, source, active, lane);
+        const uint4 dims = active ? ((const uint4*)source)[lane] : make_uint4(0, 0, 0, 0);
+        Rows::Store(Rows::data(p, layout, at, row), Rows::param(p, layout, at, row), dims, active, lane);
     }
 }
 

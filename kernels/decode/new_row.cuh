@@ -10,28 +10,41 @@ DEVICE bool ends_segment(const Place& place)
     return !place.done() && place.stop == place.tiles;
 }
 
-// By one warp, a row of K and a row of V of a KV head.
+// By one warp, a row of K and a row of V of a KV head; both are loaded before either is stored.
 template<class Layout, class Params>
 DEVICE void write_new_row(const Params& p, int b, int head, int token, int position, int lane)
 {
+    using Config = typename Layout::Config;
+    using Chunks = const uint4*;
+    const Chunks k = (Chunks)((const typename Config::T*)p.k + token * p.k_stride + head * Config::kHeadDim);
+    const Chunks v = (Chunks)((const typename Config::T*)p.v + token * p.v_stride + head * Config::kHeadDim);
     const TokenPlace at(p, b, position);
     const Layout layout = Layout::of(p);
-    if constexpr (Layout::Config::kQuantised) {
-        using Rows = QuantRow<Layout>;
-#pragma unroll
-        for (int first = 0; first < 2; first += Rows::kWarpRows) {
-            const int which = first + lane / Rows::kLanes, row = which * p.num_kv_heads + head;
-            const bool active = which < 2 && lane % Rows::kLanes < Rows::kUsedLanes;
-            Rows::Store(p, layout, at, row, active ? Rows::contiguous(p, token, row) : nullptr, active, lane % Rows::kLanes);
+    char* const data = at.block + layout.k_data(head, at.ti);
+    if constexpr (!Config::kQuantised) {
+        static_assert(Config::kRowChunks <= kWarpSize);
+        if (lane < Config::kRowChunks) {
+            const uint4 chunk[2] = {k[lane], v[lane]};
+            ((uint4*)data)[lane] = chunk[0];
+            ((uint4*)(data + layout.v_offset))[lane] = chunk[1];
         }
     }
     else {
-        using Rows = TokenRows<Layout>;
-        constexpr int kRowChunks = Layout::Config::kRowChunks;
+        using Row = QuantRow<Layout>;
+        constexpr int kPasses = Row::kWarpRows > 1 ? 1 : 2;
+        char* const param = at.block + layout.k_param(head, at.ti);
+        const int mine = lane % Row::kLanes;
+        uint4 dims[kPasses];
 #pragma unroll
-        for (int i = lane; i < 2 * kRowChunks; i += kWarpSize) {
-            const int row = i / kRowChunks * p.num_kv_heads + head, chunk = i % kRowChunks;
-            ((uint4*)Rows::data(p, layout, at, row))[chunk] = ((const uint4*)Rows::contiguous(p, token, row))[chunk];
+        for (int i = 0; i < kPasses; ++i) {
+            const int row = i * Row::kWarpRows + lane / Row::kLanes;
+            dims[i] = row < 2 && mine < Row::kUsedLanes ? (row ? v : k)[mine] : make_uint4(0, 0, 0, 0);
+        }
+#pragma unroll
+        for (int i = 0; i < kPasses; ++i) {
+            const int row = i * Row::kWarpRows + lane / Row::kLanes;
+            Row::Store(data + (row ? layout.v_offset : 0), (u32*)(param + (row ? layout.v_param_offset : 0)), dims[i],
+                       row < 2 && mine < Row::kUsedLanes, mine);
         }
     }
 }
