@@ -1,6 +1,6 @@
 """The benchmark: a table of every figure, each kernel checked before it is timed.
 
-python -m benchmarks [--json FILE] [--only decode,prefill,host,build]
+python -m benchmarks [--json FILE] [--only build,host,decode,fused,prefill]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 import pagedattn as pa
 from benchmarks import measure
+from benchmarks.fused import fused
 from benchmarks.work_table import DECODE, PREFILL, Workload
 from pagedattn import nvrtc, render
 from pagedattn.spec import KernelSpec
@@ -100,7 +101,7 @@ def host(results: dict[str, Any]) -> None:
             cache.truncate(s, 1)
 
     figures["extend (8 sequences, with their truncation)"] = measure.host(step, 200)
-    room = pa.Batch(np.zeros((8, 8), np.int32), [1] * 8, [512] * 8, device="cuda")
+    room = pa.Batch(np.zeros((8, 8), np.int32), [1] * 8, [512] * 8, unshared=True, device="cuda")
     with cp.cuda.Stream(non_blocking=True) as stream:
 
         def decode_step() -> None:
@@ -173,7 +174,7 @@ def check(work: Workload, variant: tuple[int, int, str, str | None]) -> None:
 
 
 def main() -> None:
-    sections = {"build": build, "host": host, "decode": decode, "prefill": prefill}
+    sections = {"build": build, "host": host, "decode": decode, "fused": fused, "prefill": prefill}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--only", default=",".join(sections), help=f"sections, separated by commas: {', '.join(sections)}")
