@@ -13,15 +13,15 @@ from benchmarks.work_table import DECODE, Row, Workload
 from pagedattn import dtypes
 
 
-def _row(size: int, length: int, kv_heads: int = 8) -> Row:
-    return Row(f"{size} x {length}{' MHA' if kv_heads == 32 else ''}", (1,) * size, (length,) * size, 32, kv_heads)
+def _row(size: int, length: int) -> Row:
+    return Row(f"{size} x {length}", (1,) * size, (length,) * size, 32, 8)
 
 
 ROWS = (
-    *(row for row in DECODE if row.name in ("D1", "D3", "D4")),
+    *(row for row in DECODE if row.name in ("D1", "D3", "D4", "D6")),
     *(_row(size, 8192) for size in (1, 4, 16, 64)),
-    *(_row(size, 512) for size in (1, 16, 64, 256, 1024)),
-    _row(256, 512, 32),
+    *(_row(size, 512) for size in (1, 16, 64, 256)),
+    Row("uneven", (1,) * 151, (32768, *(16,) * 150), 32, 8),
 )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pagedattn.arch import Arch
     from pagedattn.batch import Batch
     from pagedattn.layout import BlockLayout
-    from pagedattn.problem import Extras, Problem
+    from pagedattn.problem import Problem
 
 _LOG2_E = 1.4426950408889634
 _TILES_PER_PART = 8  # key tiles below which sharing them out costs more than it brings
@@ -79,7 +79,7 @@ def _spec(op: str, layout: BlockLayout, device: Target, **variant: Any) -> Kerne
 def select(problem: Problem, device: Target) -> list[Launch]:
     """The launches of a problem, in order. Arrays of the problem count by shape and strides, not by address, and its layer not at all.
 
-    An attention with `k` and `v` is one that `fuses`.
+    An attention that has `k` and `v` is a decode step that writes them: `fusion.fuses`.
     """
     batch = problem.batch
     if problem.op in ("attention", "varlen"):
@@ -184,7 +184,7 @@ def _token_stride(x: Any) -> int:
 
 
 @cache
-def _pack_size(group_size: int, head_dim: int, kv_dtype: str, mma: str) -> int:
+def pack_size(group_size: int, head_dim: int, kv_dtype: str, mma: str) -> int:
     """The smallest pack that holds a group, else the largest there is."""
     sizes = decode_heads(head_dim, kv_dtype, mma)
     return next((n for n in sizes if n >= group_size), sizes[-1])
@@ -193,7 +193,7 @@ def _pack_size(group_size: int, head_dim: int, kv_dtype: str, mma: str) -> int:
 def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch) -> list[KernelSpec]:
     """Every kernel that calls with so many query heads on caches of a layout can ask for."""
     stored = str(layout.kv_dtype)
-    heads = _pack_size(num_heads // layout.num_kv_heads, layout.head_dim, stored, source.mma)
+    heads = pack_size(num_heads // layout.num_kv_heads, layout.head_dim, stored, source.mma)
     common = (layout.dtype, stored, layout.head_dim, arch.name, source.name)
     return [
         *(spec_for(op, *common) for op in ("append", "gather", "prefill")),
@@ -209,22 +209,6 @@ def cut_tile(layout: BlockLayout, source: Arch | None) -> int:
     return 32 if layout.quantised or (source is not None and source.mma == "m8n8k4") else 16
 
 
-def fuses(
-    device: Target, layout: BlockLayout, num_heads: int, batch: Batch, num_splits: int, extras: Extras | None, cp: ContextParallel | None
-) -> bool:
-    """Whether decode's launch writes the new rows itself, which saves append's.
-
-    Each row is written by the warp that reads it, so no other may: not that of a second pack of heads, nor that of another sequence which
-    has the block as well.
-    """
-    if not batch.unshared or num_splits or batch.num_prefill or not batch.num_decode or device.source is None:
-        return False
-    if (cp is not None and cp.size > 1) or (extras is not None and (extras.reshapes or extras.mask is not None)):
-        return False
-    group_size, source = num_heads // layout.num_kv_heads, device.source
-    return source.family == "sm80" and group_size <= _pack_size(group_size, layout.head_dim, str(layout.kv_dtype), source.mma)
-
-
 def plan_decode(
     device: Target,
     layout: BlockLayout,
@@ -236,7 +220,7 @@ def plan_decode(
 ) -> tuple[KernelSpec, int, int, int]:
     """Decode's spec, grid, head packs per KV head, and places for pieces (per segment where sequences are cut, else in all)."""
     assert device.source is not None
-    heads = _pack_size(group_size, layout.head_dim, str(layout.kv_dtype), device.source.mma)
+    heads = pack_size(group_size, layout.head_dim, str(layout.kv_dtype), device.source.mma)
     packs = -(-group_size // heads)
     if num_splits == 0:
         spec = _spec("decode", layout, device, heads=heads, splits="flat", fused=fused)

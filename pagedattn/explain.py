@@ -10,6 +10,7 @@ from pagedattn import checks, dispatch
 from pagedattn.arrays import adopt, stream_of
 from pagedattn.errors import ArgumentError, PagedAttnError
 from pagedattn.extras import resolve
+from pagedattn.fusion import fuses
 from pagedattn.layout import BlockLayout
 from pagedattn.ops import paged_attention
 from pagedattn.parallel import WHOLE, ContextParallel
@@ -171,7 +172,7 @@ def _checked(q: Any, cache: KVCache, batch: Batch, **given: Any) -> _Call:
     if extras.prepares("attention"):
         appends.append("turns, biases or scales the queries")
     masked, adjusted = extras.mask is not None, cap is not None or extras.adjusts
-    fused = k is not None and dispatch.fuses(device, cache.layout, rows.shape[1], batch, splits, extras, cp)  # type: ignore[arg-type]
+    fused = k is not None and fuses(device, cache.layout, rows.shape[1], batch, splits, extras, cp)  # type: ignore[arg-type]
     return _Call(rows.shape[1], splits, masked, adjusted, " and ".join(appends), cp, fused)
 
 

@@ -11,6 +11,7 @@ from pagedattn import checks, dispatch, dtypes
 from pagedattn.arrays import adopt, give_back, room_like, stream_of
 from pagedattn.errors import ArgumentError
 from pagedattn.extras import resolve
+from pagedattn.fusion import fuses
 from pagedattn.parallel import WHOLE
 from pagedattn.problem import Extras, Problem
 from pagedattn.values import flag
@@ -293,7 +294,7 @@ def paged_attention(
         if device.arch is not None and extras.prepares("attention"):
             seen = _place_of_queries(rows, cache, batch, stream)
     new_k, new_v, given = None, None, None
-    if k is not None and rows.ndim == 3 and dispatch.fuses(device, layout, rows.shape[1], batch, splits, extras, cp):  # type: ignore[arg-type]
+    if k is not None and rows.ndim == 3 and fuses(device, layout, rows.shape[1], batch, splits, extras, cp):  # type: ignore[arg-type]
         new_k, new_v = adopt(k, device, "k", stream=stream), adopt(v, device, "v", stream=stream)
         given = new_k.shape, new_k.strides, new_k.dtype, new_v.shape, new_v.strides, new_v.dtype
     key = (layout, rows.shape, rows.strides, rows.dtype, like, given, scale, causal, window, cap, splits, asked, cp)

@@ -27,7 +27,7 @@ ROWS = (
     ("errors", "dtypes", "arch", "env", "resources", "values"),
     ("layout", "params", "parallel", "tuning", "prepare", "problem", "quant", "rope", "footprint", "spec"),
     ("render", "nvrtc", "kernel", "entry", "store"),
-    ("build", "dispatch", "plan", "workspace"),
+    ("build", "dispatch", "fusion", "plan", "workspace"),
     ("devices",),
     ("allocator", "sequences", "arrays", "batch", "blocks", "convert", "figures", "pools", "cache", "checks", "extras"),
     ("ops", "merge", "varlen"),

@@ -109,9 +109,8 @@ def test_calls_with_a_rope_are_planned_too(monkeypatch: pytest.MonkeyPatch) -> N
         pa.paged_attention(q, cache, batch, k=k, v=v, out=out, rope=pa.Rope())
 
 
-def unshared_on(gpu: FakeGpu, kind: str = "decode", **more: Any) -> pa.Batch:
-    seqlens_q, seqlens_k = LENGTHS[kind]
-    return pa.Batch(np.arange(3 * len(seqlens_q)).reshape(-1, 3), seqlens_q, seqlens_k, unshared=True, device=gpu, **more)
+def unshared_on(gpu: FakeGpu) -> pa.Batch:
+    return pa.Batch(np.arange(9).reshape(3, 3), *LENGTHS["decode"], unshared=True, device=gpu)
 
 
 def test_a_step_that_may_be_one_launch_is_planned_by_its_new_rows_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,16 +165,20 @@ APART: dict[str, dict[str, Any]] = {
     "context parallelism": {"cp": pa.ContextParallel(1, 2)},
     "two packs": {"heads": 20 * KV_HEADS},
     "older kernels": {"source": "sm_75"},
+    "more rows than append is slower for": {"sm_count": 1, "lengths": [5] * 13},
 }
 
 
-@pytest.mark.parametrize("why", [*APART, "nothing", "finished", "softcap"])
+@pytest.mark.parametrize("why", [*APART, "nothing", "finished", "softcap"])  # the last are no reasons
 def test_when_new_rows_have_a_launch_of_their_own(why: str) -> None:
-    gpu, given = FakeGpu(), dict(APART.get(why, {}))
+    given = dict(APART.get(why, {}))
+    gpu = FakeGpu(sm_count=given.pop("sm_count", 132))
     gpu._source = archs.parse(given.pop("source", "sm_90"))
-    kind, heads, unshared = given.pop("kind", "decode"), given.pop("heads", HEADS), given.pop("unshared", True)
-    batch = unshared_on(gpu, kind, finished=[True, False, False] if why == "finished" else None)
-    batch.unshared = unshared
+    kind, heads, unshared, lengths = (given.pop(name, None) for name in ("kind", "heads", "unshared", "lengths"))
+    seqlens_q, seqlens_k = LENGTHS[kind or "decode"] if lengths is None else ([1] * len(lengths), lengths)
+    table, finished = np.arange(3 * len(seqlens_q)).reshape(-1, 3), [True, False, False] if why == "finished" else None
+    batch = pa.Batch(table, seqlens_q, seqlens_k, finished=finished, unshared=unshared is None, device=gpu)
+    heads = heads or HEADS
     if why == "softcap":
         given["softcap"] = 3.0
     n = batch.num_tokens
@@ -188,7 +191,6 @@ def test_when_new_rows_have_a_launch_of_their_own(why: str) -> None:
     apart = ["append", "decode", *(["prefill"] if kind == "mixed" else [])]
     assert [name.split("_")[0] for name in names] == (apart if why in APART else ["decode"])
     assert any("fused" in name for name in names) == (why not in APART)
-
 
     gpu = FakeGpu()
     cache, batch, q = cache_on(gpu), batch_on(gpu), rows(gpu, 3)
