@@ -225,18 +225,17 @@ class Batch:
         """Fill every attribute; the device arrays are views of one buffer, uploaded by one copy."""
         size = len(seqlens_q)
         cells = 0 if table is None else size * max_blocks
+        sums = np.zeros((2, size + 1), np.int64)
+        for row, lengths in zip(sums, (seqlens_q, seqlens_k), strict=True):
+            np.add.accumulate(lengths, out=row[1:])
+        totals: list[int] = sums[:, -1].tolist()
+        for name, total in zip(("seqlens_q", "seqlens_k"), totals, strict=True):
+            if total > INT32_MAX:
+                raise ArgumentError(f"`{name}` must sum to less than 2**31 tokens; got {total}. Make several batches.")
         host = np.empty(cells + 2 * (size + 1), np.int32)
         if table is not None:
             host[:cells].reshape(size, max_blocks)[...] = table
-        cumulative = host[cells:].reshape(2, size + 1)
-        cumulative[:, 0] = 0
-        totals = []
-        for row, name, lengths in zip(cumulative, ("seqlens_q", "seqlens_k"), (seqlens_q, seqlens_k), strict=True):
-            total = int(lengths.sum())
-            if total > INT32_MAX:
-                raise ArgumentError(f"`{name}` must sum to less than 2**31 tokens; got {total}. Make several batches.")
-            np.cumsum(lengths, out=row[1:])
-            totals.append(total)
+        host[cells:] = sums.ravel()
         with device.meeting():
             self._buffer = buffer = device.asarray(host)
         if isinstance(buffer, np.ndarray):
@@ -249,10 +248,9 @@ class Batch:
         self.seqlens_q, self.seqlens_k = seqlens_q, seqlens_k
         self.batch_size, self.max_blocks = size, max_blocks
         self.num_tokens, self.total_k = totals
-        self.max_seqlen_q = int(seqlens_q.max()) if size else 0
-        self.max_seqlen_k = int(seqlens_k.max()) if size else 0
-        self.num_decode = int(np.count_nonzero(seqlens_q == 1))
-        self.num_prefill = int(np.count_nonzero(seqlens_q)) - self.num_decode
+        self.max_seqlen_q, self.max_seqlen_k = (int(np.maximum.reduce(x, initial=0)) for x in (seqlens_q, seqlens_k))
+        self.num_decode = int(np.count_nonzero(seqlens_q == 1)) if self.max_seqlen_q > 1 else self.num_tokens
+        self.num_prefill = int(np.count_nonzero(seqlens_q)) - self.num_decode if self.max_seqlen_q > 1 else 0
         self.plans = Plans()
         self.finished = None
         self.unshared = False

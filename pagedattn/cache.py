@@ -318,8 +318,10 @@ class KVCache:
         columns, rest = np.divmod(lengths, self.layout.block_len)
         writers = np.flatnonzero((rest > 0) & (new > 0))
         blocks = self._sequences.blocks[rows[writers], columns[writers]]
-        left = dict(zip(blocks.tolist(), self._allocator.holders(blocks).tolist(), strict=True))
-        found = []
+        holders = self._allocator.holders(blocks)
+        if not (holders > 1).any():
+            return ()
+        left, found = dict(zip(blocks.tolist(), holders.tolist(), strict=True)), []
         for i, block in zip(writers.tolist(), blocks.tolist(), strict=True):
             left[block] -= 1
             if left[block]:
