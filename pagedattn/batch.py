@@ -156,7 +156,8 @@ class Batch:
         ----------
         block_ptrs : array or list of int, (number of blocks,)
             Addresses of blocks on the device, `layout.block_bytes` each: multiples of 16, and not further apart than 2**31 times their
-            greatest common distance. 0 is no block. The memory must live as long as the batch is used.
+            greatest common distance. 0 is no block. Sequences may share blocks; no two others may overlap. The memory must live as long as
+            the batch is used.
         cu_block_nums : array or list of int, (batch_size + 1,)
             The blocks of sequence b are block_ptrs[cu_block_nums[b]], ..., block_ptrs[cu_block_nums[b + 1] - 1].
         seqlens_q, seqlens_k, finished, device

@@ -1,4 +1,7 @@
-"""The `pagedattn` command. Exit status: 0 success, 1 an error or a finding, 2 wrong usage, 130 interrupted."""
+"""The `pagedattn` command. Exit status: 0 success, 1 an error or a finding, 2 wrong usage, 130 interrupted.
+
+With --json stdout holds one JSON value whatever happens: an error is {"error": text}. Wrong usage alone stays argparse's text on stderr.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except PagedAttnError as error:
-        print(f"pagedattn: {error}", file=sys.stderr)
+        _complain(str(error), arguments)
         return 1
     except KeyboardInterrupt:
-        print("pagedattn: interrupted", file=sys.stderr)
+        _complain("interrupted", arguments)
         return 130
     except BrokenPipeError:  # the reader has seen enough (| head); nothing may be written when Python closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -106,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = command("doctor", _doctor, "what is here, and does it work")
     bench = command("bench", _bench, "measure on the GPU; in a checkout")
-    bench.add_argument("--only", type=names, metavar="SECTION,...", help="decode, prefill, host, build; default: all")
+    bench.add_argument("--only", type=names, metavar="SECTION,...", help="of build, host, decode, splits, prefill, peers, scale")
     for readable in (demo, precompile, warmup, *stores, show, explain, tune, doctor, bench):
         readable.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -265,6 +268,13 @@ def _bench(arguments: argparse.Namespace) -> int:
     from pagedattn import bench
 
     return bench.run(arguments.only, arguments.json)
+
+
+def _complain(text: str, arguments: argparse.Namespace) -> None:
+    if getattr(arguments, "json", False):
+        _print({"error": text})
+    else:
+        print(f"pagedattn: {text}", file=sys.stderr)
 
 
 def _print(value: Any) -> None:

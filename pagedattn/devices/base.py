@@ -94,6 +94,19 @@ class Device(ABC):
         """Memory of this device that `owner` keeps, as an array; `strides` in bytes."""
         raise NotImplementedError(f"{self.name} borrows through DLPack.")
 
+    def capturing(self) -> bool:
+        """Whether what comes on the current stream goes into a graph."""
+        return False
+
+    def synchronize(self) -> None:
+        """Wait until the current stream has done its work."""
+        return
+
+    def copy(self, pairs: Sequence[tuple[Any, Any]], stream: Any = None) -> None:
+        """Of each pair of arrays the first into the second, which is contiguous and of the same shape and dtype."""
+        for source, target in pairs:
+            target[...] = source
+
     def seconds(self, work: Callable[[], object]) -> float:
         """What the work that `work` asks of this device takes."""
         start = time.perf_counter()
@@ -125,3 +138,7 @@ class Device(ABC):
     @abstractmethod
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
         """Merge partial results by log-sum-exp into `out` (n, num_heads, head_dim) and `lse` (n, num_heads)."""
+
+    def merging(self, outs: Sequence[Any], lses: Sequence[Any]) -> Callable[[Any, Any, Any], None]:
+        """`merge` of parts that stay where they are: a function of `out`, `lse` and a stream, in which all else is done."""
+        return lambda out, lse, stream: self.merge(outs, lses, out, lse)

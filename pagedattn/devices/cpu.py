@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pagedattn import dtypes, quant
+from pagedattn import arch as archs
+from pagedattn import dispatch, dtypes, quant
 from pagedattn.devices.base import Device
 from pagedattn.prepare import prepare
+from pagedattn.workspace import require
 
 if TYPE_CHECKING:
     from pagedattn.layout import Affine
@@ -27,6 +29,16 @@ _QUERY_ROWS = 512
 _SCORES = 1 << 21
 _ELEMENTS = 1 << 19
 _ALIGNMENT = 64  # bytes: where JAX shares memory without a copy
+
+
+class _SmallestGpu:
+    """What dispatch asks of a device, of the GPU that wants the least workspace."""
+
+    arch = source = archs.parse("sm_80")
+    sm_count = 1
+
+    def address(self, x: Any) -> int:
+        return 0
 
 
 def host_memory(address: int, num_bytes: int) -> Array:
@@ -70,6 +82,11 @@ class CpuDevice(Device):
 
     def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:
         pool[np.asarray(targets, np.intp)] = pool[np.asarray(sources, np.intp)]
+
+    def prepare(self, problem: Problem) -> None:
+        """Nothing, but a workspace that no GPU would take is refused here, too."""
+        if problem.workspace is not None:
+            require(problem.workspace.nbytes, dispatch.select(problem, _SmallestGpu()))
 
     def run(self, problem: Problem) -> None:
         if problem.op == "append":

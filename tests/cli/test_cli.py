@@ -115,6 +115,26 @@ def test_refusal(home: Path, run, argv: tuple[str, ...], status: int, text: str)
     assert not home.exists(), "a refused command has changed nothing"
 
 
+@pytest.mark.parametrize(("argv", "text"), [(argv, text) for argv, status, text in WRONG if status == 1])
+def test_refusal_as_json(home: Path, run, argv: tuple[str, ...], text: str) -> None:
+    """A program that asks for JSON gets JSON: an object with the text, and nothing besides."""
+    status, out, err = run(*argv, "--json")
+    assert (status, err) == (1, "")
+    answer = json.loads(out)
+    assert list(answer) == ["error"]
+    assert text in answer["error"]
+
+
+def test_interrupted_as_json(home: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Store) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "entries", interrupt)
+    assert run("store", "list") == (130, "", "pagedattn: interrupted\n")
+    status, out, err = run("store", "list", "--json")
+    assert (status, json.loads(out), err) == (130, {"error": "interrupted"}, "")
+
+
 @pytest.mark.parametrize(
     "command",
     ["", "demo", "precompile", "warmup", "store", "show", "explain", "tune", "doctor", "bench"]
@@ -412,7 +432,8 @@ def test_bench(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert answer("bench") == (0, "a table\n")
     assert answer("bench", "--only", "host", "--json") == (0, '{"host_us": 7}\n')
-    assert answer("bench", "--only", "wrong", "--json") == (1, "")
+    status, out = answer("bench", "--only", "wrong", "--json")
+    assert (status, list(json.loads(out))) == (1, ["error"])
 
 
 def test_bench_refuses(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

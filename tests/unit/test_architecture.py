@@ -29,7 +29,7 @@ ROWS = (
     ("render", "nvrtc", "kernel", "entry", "store", "tuned_file"),
     ("build", "tuned", "dispatch", "plan", "workspace"),
     ("devices",),
-    ("allocator", "sequences", "arrays", "batch", "blocks", "convert", "figures", "pools", "cache", "checks", "extras"),
+    ("allocator", "sequences", "arrays", "batch", "blocks", "convert", "figures", "pools", "cache", "checks", "extras", "collective"),
     ("ops", "merge", "varlen"),
     ("archive", "bench", "distributed", "explain", "precompile", "show", "testing", "warmup"),
     ("candidates", "trial", "tune_report", "tune"),

@@ -315,6 +315,41 @@ def test_the_devices_own_workspace() -> None:
     assert (launched["partial_o"], launched["partial_count"]) == (held.partial_address, held.count_address)
 
 
+def test_a_merge_that_is_made_ready_selects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that stay where they are: from call to call only the results' addresses and the stream differ, and their memory lives on."""
+    gpu = FakeGpu()
+    outs, lses = ([gpu.zeros(shape, kind) for _ in range(3)] for shape, kind in (((2, 4, 64), np.float16), ((2, 4), np.float32)))
+    out, lse, other = gpu.zeros((2, 4, 64), np.float16), gpu.zeros((2, 4), np.float32), gpu.zeros((2, 4, 64), np.float16)
+    gpu.merge(outs, lses, out, lse)
+    places = [[x.data.ptr for x in part] for part in (outs, lses)]
+    merging = gpu.merging(outs, lses)
+    del outs, lses
+    monkeypatch.setattr(dispatch, "merge", None)
+    merging(out, lse, None)
+    merging(other, lse, 77)
+    fresh, second, third = gpu.launches
+    for launch in (second, third):
+        table = np.frombuffer(ctypes.string_at(launch.params["merge_outs"], 48), np.uint64).reshape(2, 3)
+        assert table.tolist() == places
+        assert launch.params["merge_lses"] == launch.params["merge_outs"] + 24
+    varying = dict.fromkeys(("merge_outs", "merge_lses"), 0)
+    assert second._replace(params=second.params | varying) == fresh._replace(params=fresh.params | varying)
+    assert third == second._replace(params=second.params | {"out": other.data.ptr}, stream=77)
+
+
+def test_copies_are_of_a_stream_and_of_the_device() -> None:
+    gpu = FakeGpu(index=1)
+    gpu.device = 0
+    sources = [gpu.asarray(np.arange(n, dtype=np.float32)) for n in (5, 3)]
+    targets = [gpu.zeros(n, np.float32) for n in (5, 3)]
+    gpu.copy(list(zip(sources, targets, strict=True)), 77)
+    for source, target in zip(sources, targets, strict=True):
+        np.testing.assert_array_equal(gpu.to_host(target), gpu.to_host(source))
+    gpu.copy([(sources[0], targets[0])])
+    assert gpu.copies == [(20, 77), (12, 77), (20, 0)]
+    assert gpu.device == 0
+
+
 def test_a_kernel_is_launched_by_its_struct() -> None:
     gpu = FakeGpu()
     kernel = Kernel(pa.KernelSpec("append", head_dim=DIM, arch="sm_90"), "", b"", "", "", 0.0, "memory")
