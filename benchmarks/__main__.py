@@ -15,7 +15,7 @@ from typing import Any
 import cupy as cp
 
 import pagedattn as pa
-from benchmarks import build, comparison, decode, host, machine, measure, prefill, scale, summary
+from benchmarks import build, comparison, decode, fused, host, machine, measure, prefill, scale, summary
 from benchmarks.measure import Effort
 from benchmarks.work_table import HEAD_DIMS
 
@@ -23,6 +23,7 @@ SECTIONS = {
     "build": build.build,
     "host": host.host,
     "decode": decode.decode,
+    "fused": fused.fused,
     "splits": decode.splits,
     "prefill": prefill.prefill,
     "peers": comparison.peers,

@@ -36,7 +36,7 @@ def host(results: dict[str, Any], effort: Effort) -> None:
             cache.truncate(s, 1)
 
     figures["extend (8 sequences, with their truncation)"] = measure.host(step, 200)
-    room = pa.Batch(np.zeros((8, 8), np.int32), [1] * 8, [512] * 8, device="cuda")
+    room = pa.Batch(np.zeros((8, 8), np.int32), [1] * 8, [512] * 8, unshared=True, device="cuda")
     with cp.cuda.Stream(non_blocking=True) as stream:
 
         def decode_step() -> None:

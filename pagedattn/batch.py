@@ -12,7 +12,7 @@ from pagedattn.blocks import Blocks
 from pagedattn.errors import ArgumentError
 from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.plan import Plans
-from pagedattn.values import listed
+from pagedattn.values import flag, listed
 
 if TYPE_CHECKING:
     from pagedattn.cache import KVCache
@@ -40,6 +40,9 @@ class Batch:
         Sequences to skip: append writes none of their rows, attention leaves theirs of `out=` untouched (zero where it makes the
         result, -inf in lse), gather gives zeros, and their blocks are not looked at. Their new tokens stay in q, k and v. An array of
         bool on the device is used as it is: what it holds when a kernel runs counts.
+    unshared : bool
+        That no block which takes a new token is in another sequence's row; `KVCache.extend` makes it so. A decode step may then write and
+        attend in one launch. Nobody looks whether it holds.
     device : str or Device, optional
         Where the calls run. None: where `block_table` is, or for a host array the default device.
 
@@ -59,6 +62,7 @@ class Batch:
         On the device.
     blocks : Blocks or None
         Where the blocks are, if not in a cache's pool: `from_block_ptrs`.
+    unshared : bool
     plans : Plans
         What calls have left for the next of their kind.
 
@@ -99,12 +103,20 @@ class Batch:
         "seqlens_k",
         "seqlens_q",
         "total_k",
+        "unshared",
     )
 
     _wide: Array | None
 
     def __init__(
-        self, block_table: Any, seqlens_q: Any, seqlens_k: Any, *, finished: Any = None, device: str | Device | None = None
+        self,
+        block_table: Any,
+        seqlens_q: Any,
+        seqlens_k: Any,
+        *,
+        finished: Any = None,
+        unshared: bool = False,
+        device: str | Device | None = None,
     ) -> None:
         where = place(block_table)
         if device is None and where is not None and where.startswith("cuda"):
@@ -133,6 +145,7 @@ class Batch:
             if not np.array_equal(narrow, host):
                 self._wide = np.array(host)
         self._frozen = not borrowed
+        self.unshared = flag(unshared, "unshared")
         if finished is not None:
             with target.meeting():
                 self.finished = _flags(finished, len(lengths_q), target)
@@ -146,6 +159,7 @@ class Batch:
         seqlens_k: Any,
         *,
         finished: Any = None,
+        unshared: bool = False,
         device: str | Device | None = None,
     ) -> Batch:
         """A batch over blocks at any addresses, as TurboMind keeps them.
@@ -160,7 +174,7 @@ class Batch:
             the batch is used.
         cu_block_nums : array or list of int, (batch_size + 1,)
             The blocks of sequence b are block_ptrs[cu_block_nums[b]], ..., block_ptrs[cu_block_nums[b + 1] - 1].
-        seqlens_q, seqlens_k, finished, device
+        seqlens_q, seqlens_k, finished, unshared, device
             See Batch.
 
         Raises
@@ -186,19 +200,25 @@ class Batch:
             target.to_host(_integers(x, name, 1, target)) for x, name in ((block_ptrs, "block_ptrs"), (cu_block_nums, "cu_block_nums"))
         )
         blocks, table = Blocks.of(pointers, nums)
-        batch = cls(table, seqlens_q, seqlens_k, finished=finished, device=target)
+        batch = cls(table, seqlens_q, seqlens_k, finished=finished, unshared=unshared, device=target)
         batch.blocks = blocks
         return batch
 
     @classmethod
     def of_cache(
-        cls, device: Device, block_table: Array, seqlens_q: Array, seqlens_k: Array, checked: tuple[int, int, ContextParallel]
+        cls,
+        device: Device,
+        block_table: Array,
+        seqlens_q: Array,
+        seqlens_k: Array,
+        checked: tuple[int, int, ContextParallel],
+        unshared: bool = False,
     ) -> Batch:
         """A batch whose parts the cache vouches for: an int32 table, int64 lengths; `checked` is (block_len, num_blocks, cp)."""
         batch = cls.__new__(cls)
         batch._place(device, block_table, seqlens_q, seqlens_k, block_table.shape[1])
         batch._frozen = True
-        batch._checked = checked
+        batch._checked, batch.unshared = checked, unshared
         return batch
 
     def _place(self, device: Device, table: Array | None, seqlens_q: Array, seqlens_k: Array, max_blocks: int) -> None:
@@ -235,6 +255,7 @@ class Batch:
         self.num_prefill = int(np.count_nonzero(seqlens_q)) - self.num_decode
         self.plans = Plans()
         self.finished = None
+        self.unshared = False
         self.blocks: Blocks | None = None
         self._checked: tuple[int, int, ContextParallel] | None = None
         self.notes: dict[Any, Any] = {}  # what calls have worked out for this batch
@@ -250,8 +271,8 @@ class Batch:
         Raises
         ------
         ArgumentError
-            Another device or number of sequences, other numbers of new tokens, more than there is room for, or a block table that is the
-            caller's own memory. Nothing has changed.
+            Another device or number of sequences, other numbers of new tokens, more than there is room for, a batch that is not `unshared`
+            where this one is, or a block table that is the caller's own memory. Nothing has changed.
 
         Examples
         --------
@@ -272,6 +293,8 @@ class Batch:
             raise ArgumentError("`finished` of this batch must be writable, for `assign` writes there; got a read-only array.")
         if other.finished is not None and self.finished is None:
             raise ArgumentError("`other.finished` needs a place in this batch, which was made without `finished`. Make it with flags.")
+        if self.unshared and not other.unshared:
+            raise ArgumentError("`other` must be `unshared`, as this batch was made to be; got one whose blocks may be shared.")
         if not np.array_equal(other.seqlens_q, self.seqlens_q):
             raise ArgumentError(
                 f"`other` must have this batch's numbers of new tokens, {self.seqlens_q.tolist()}; got {other.seqlens_q.tolist()}."

@@ -178,7 +178,7 @@ class KVCache:
             if copied:
                 cells = tuple(np.transpose(copied))
                 old, lists[cells] = lists[cells], blocks[grown:]
-            batch = Batch.of_cache(self.device, lists, new, lengths, self._checked)
+            batch = Batch.of_cache(self.device, lists, new, lengths, self._checked, unshared=True)
             if copied:
                 self.device.copy_blocks(self.pool, old.tolist(), blocks[grown:].tolist())
         except BaseException:

@@ -61,11 +61,12 @@ def spec_for(
     splits: str | None = None,
     adjusted: bool = False,
     model: str = "",
+    fused: bool = False,
 ) -> KernelSpec:
     """The spec of an operation that target `source` ships, compiled for `arch`; on GPUs called `model` with the row tuned there."""
     of = archs.parse(source)
     mma = of.mma if op in ("decode", "prefill", "varlen") else None
-    spec = KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits, adjusted=adjusted)
+    spec = KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits, adjusted=adjusted, fused=fused)
     return tuned.taken(spec, model)
 
 
@@ -75,18 +76,19 @@ def forget() -> None:
     spec_for.cache_clear()
 
 
-def _spec(
-    op: str, layout: BlockLayout, device: Target, heads: int | None = None, splits: str | None = None, adjusted: bool = False
-) -> KernelSpec:
+def _spec(op: str, layout: BlockLayout, device: Target, **variant: Any) -> KernelSpec:
     assert device.arch is not None
     assert device.source is not None
     assert layout.kv_dtype is not None
     arch, source = device.arch.name, device.source.name
-    return spec_for(op, layout.dtype, layout.kv_dtype, layout.head_dim, arch, source, heads, splits, adjusted, device.model)
+    return spec_for(op, layout.dtype, layout.kv_dtype, layout.head_dim, arch, source, model=device.model, **variant)
 
 
 def select(problem: Problem, device: Target) -> list[Launch]:
-    """The launches of a problem, in order. Arrays of the problem count by shape and strides, not by address, and its layer not at all."""
+    """The launches of a problem, in order. Arrays of the problem count by shape and strides, not by address, and its layer not at all.
+
+    An attention that has `k` and `v` is a decode step that writes them: `fusion.fuses`.
+    """
     batch = problem.batch
     if problem.op in ("attention", "varlen"):
         values = {**_cache_values(problem, device), **_query_values(problem)}
@@ -205,6 +207,7 @@ def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch, mode
         *(spec_for(op, *common, model=model) for op in ("append", "gather", "prefill")),
         spec_for("prefill", *common, adjusted=True, model=model),
         *(spec_for("decode", *common, heads, splits, model=model) for splits in SPLITS),
+        *([spec_for("decode", *common, heads, "flat", model=model, fused=True)] if source.family == "sm80" else ()),
         spec_for("merge", layout.dtype, layout.dtype, layout.head_dim, arch.name, source.name),
     ]
 
@@ -215,17 +218,23 @@ def cut_tile(layout: BlockLayout, source: Arch | None) -> int:
 
 
 def plan_decode(
-    device: Target, layout: BlockLayout, group_size: int, batch: Batch, num_splits: int, cp: ContextParallel = WHOLE
+    device: Target,
+    layout: BlockLayout,
+    group_size: int,
+    batch: Batch,
+    num_splits: int,
+    cp: ContextParallel = WHOLE,
+    fused: bool = False,
 ) -> tuple[KernelSpec, int, int, int]:
     """Decode's spec, grid, head packs per KV head, and places for pieces (per segment where sequences are cut, else in all)."""
     assert device.source is not None
     heads = pack_size(group_size, layout.head_dim, str(layout.kv_dtype), device.source.mma)
     packs = -(-group_size // heads)
     if num_splits == 0:
-        spec = _spec("decode", layout, device, heads, "flat")
+        spec = _spec("decode", layout, device, heads=heads, splits="flat", fused=fused)
         grid = device.sm_count * (spec.min_ctas or 1)
         return spec, grid, packs, grid * spec.cta_pieces
-    spec = _spec("decode", layout, device, heads, "cut")
+    spec = _spec("decode", layout, device, heads=heads, splits="cut")
     places = num_splits if num_splits > 0 else max(1, -(-cp.own(batch.max_seqlen_k) // -num_splits))
     items = batch.batch_size * layout.num_kv_heads * packs * places
     return spec, -(-items // (spec.warps or 1)), packs, places
@@ -257,7 +266,9 @@ def plan_prefill(
 
 
 def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
-    spec, grid, packs, places = plan_decode(device, problem.layout, values["group_size"], problem.batch, problem.num_splits, problem.cp)
+    spec, grid, packs, places = plan_decode(
+        device, problem.layout, values["group_size"], problem.batch, problem.num_splits, problem.cp, problem.k is not None
+    )
     segments = problem.batch.batch_size * problem.layout.num_kv_heads * packs
     pieces = places if problem.num_splits == 0 else places * segments
     splits = problem.num_splits

@@ -15,6 +15,7 @@ from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, PagedAttnError
 from pagedattn.extras import resolve
+from pagedattn.fusion import fuses
 from pagedattn.layout import BlockLayout
 from pagedattn.ops import paged_attention
 from pagedattn.parallel import WHOLE, ContextParallel
@@ -78,8 +79,8 @@ def explain(q: Any, cache: KVCache, batch: Batch, **keywords: Any) -> Explanatio
 
     Nothing is compiled or launched, and nothing written. The arguments are checked as the call checks them; keywords are the call's. With a
     `mask`, prefill takes every sequence; with that, `softcap` or `alibi_slopes` it has kernels of its own. Rows of `k` and `v`, and queries
-    that `rope`, `q_bias` or `logn_max_position` change, take a launch of append first. A tile is a row of the shipped tuning table, or of
-    the file that `pagedattn tune` has left for GPUs of this name.
+    that `rope`, `q_bias` or `logn_max_position` change, take a launch of append first, but where decode writes the rows itself. A tile is
+    a row of the shipped tuning table, or of the file that `pagedattn tune` has left for GPUs of this name.
 
     Raises
     ------
@@ -106,18 +107,17 @@ def explain(q: Any, cache: KVCache, batch: Batch, **keywords: Any) -> Explanatio
         return Explanation(device.name, (Step(None, 0, f"device 'cpu' computes with NumPy: {counts}"),) if batch.num_tokens else ())
     group = call.num_heads // layout.num_kv_heads
     steps = []
-    if batch.num_tokens and call.appends:
+    if batch.num_tokens and call.appends and not call.fused:
         assert device.source is not None
         common = (layout.dtype, str(layout.kv_dtype), layout.head_dim, device.arch.name, device.source.name)
         steps.append(Step(dispatch.spec_for("append", *common), batch.num_tokens, f"append first: it {call.appends}, a CTA for each token"))
     if batch.num_decode and not call.masked:  # only prefill reads masks
-        spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, call.splits, call.cp)  # type: ignore[arg-type]
-        how = {
-            True: "one list of key tiles, balanced over one wave of CTAs",
-            False: f"every sequence cut by num_splits={keywords.get('num_splits')!r}",
-        }[call.splits == 0]
-        reads = f"decode reads K and V once for {min(group, spec.heads or 0)} of {group} heads ({packs} packs)"
-        steps.append(Step(spec, grid, f"{counts}; {reads}; {how}", _row(spec, device)))
+        spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, call.splits, call.cp, call.fused)  # type: ignore[arg-type]
+        cuts = f"every sequence cut by num_splits={keywords.get('num_splits')!r}"
+        how = cuts if call.splits else "one list of key tiles, balanced over one wave of CTAs"
+        reads = f"reads K and V once for {min(group, spec.heads or 0)} of {group} heads ({packs} packs)"
+        writes = "writes the rows of k and v and " if call.fused else ""
+        steps.append(Step(spec, grid, f"{counts}; decode {writes}{reads}; {how}", _row(spec, device)))
     if batch.num_prefill or (call.masked and batch.num_decode):
         chosen = dispatch.plan_prefill(device, layout, call.num_heads, batch, call.splits, adjusted=call.adjusted, cp=call.cp)  # type: ignore[arg-type]
         spec, tiles, pack, parts = chosen
@@ -163,7 +163,10 @@ def explain_shape(
 
 
 class _Call(NamedTuple):
-    """Of a call that was found good, what the choice of kernels follows from; `appends` says what goes through append, if anything."""
+    """Of a call that was found good, what the choice of kernels follows from.
+
+    `appends` says what changes or is written before attention, if anything; `fused` whether decode's launch does that.
+    """
 
     num_heads: int
     splits: int
@@ -171,6 +174,7 @@ class _Call(NamedTuple):
     adjusted: bool
     appends: str
     cp: ContextParallel
+    fused: bool
 
 
 def _checked(q: Any, cache: KVCache, batch: Batch, **given: Any) -> _Call:
@@ -214,7 +218,9 @@ def _checked(q: Any, cache: KVCache, batch: Batch, **given: Any) -> _Call:
     appends = ["writes the rows of k and v"] if k is not None else []
     if extras.prepares("attention"):
         appends.append("turns, biases or scales the queries")
-    return _Call(rows.shape[1], splits, extras.mask is not None, cap is not None or extras.adjusts, " and ".join(appends), cp)
+    masked, adjusted = extras.mask is not None, cap is not None or extras.adjusts
+    fused = k is not None and fuses(device, cache.layout, rows.shape[1], batch, splits, extras, cp)  # type: ignore[arg-type]
+    return _Call(rows.shape[1], splits, masked, adjusted, " and ".join(appends), cp, fused)
 
 
 def _row(spec: KernelSpec, device: Device) -> str:

@@ -54,9 +54,10 @@ class KernelSpec(Footprint):
         Decode: query heads that read K and V together, 8 or 16.
     splits : str, optional
         Decode: "flat" balances one list of tiles over the GPU, "cut" cuts every sequence alike.
-
     adjusted : bool
         Prefill, varlen: scores change before the softmax, by softcap, ALiBi or a mask.
+    fused : bool
+        Decode, flat, SM80 family: the launch also writes the new tokens' rows.
 
     Raises
     ------
@@ -87,6 +88,7 @@ class KernelSpec(Footprint):
     heads: int | None = None
     splits: str | None = None
     adjusted: bool = False
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.op, str) or self.op not in OPS:
@@ -99,7 +101,7 @@ class KernelSpec(Footprint):
             nearest = min(HEAD_DIMS, key=lambda d: abs(d - self.head_dim))
             raise UnsupportedError(f"`head_dim` must be one of {HEAD_DIMS}; got {self.head_dim}. The nearest is {nearest}.")
         self._resolve_source(target)
-        self._set(adjusted=flag(self.adjusted, "adjusted"))
+        self._set(adjusted=flag(self.adjusted, "adjusted"), fused=flag(self.fused, "fused"))
         if self.adjusted and self.op not in TILED:
             raise ArgumentError(f"`adjusted` means nothing for op {self.op!r}; got {self.adjusted!r}. Leave it False.")
         if self.op == "decode":
@@ -109,6 +111,8 @@ class KernelSpec(Footprint):
         else:
             self._clear("cta_s", "cta_q", "stages", "heads", "splits")
             self._set(warps=self.warps or tuning.COPY_WARPS, min_ctas=self.min_ctas or 1)
+        if self.fused and (self.splits != "flat" or self.family != "sm80"):
+            raise ArgumentError("`fused` must be False but for decode with splits 'flat' of family 'sm80'; got True. Launch append first.")
         if self.threads > 1024:
             raise ArgumentError(f"a CTA has at most 32 warps; got warps={self.warps}.")
         if not self._fits():
@@ -228,8 +232,7 @@ class KernelSpec(Footprint):
             parts += [f"h{self.heads}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", str(self.splits)]
         if self.op in TILED:
             parts += [f"q{self.cta_q}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", f"c{self.min_ctas}"]
-        if self.adjusted:
-            parts.append("adjusted")
+        parts += [name for name in ("adjusted", "fused") if getattr(self, name)]
         if self.family == "sm70" and self.mma:
             parts.append(self.mma)
         return "_".join([*parts, self.arch.replace("_", "")])
@@ -265,7 +268,7 @@ def shipped(
     Where `dtypes_` is None, targets below sm_80 get float16 only.
 
     >>> len(shipped(["sm_90"], ["float16"], [128]))
-    27
+    33
     """
     targets = [a.name for n, a in archs.ARCHS.items() if n >= archs.OLDEST] if archs_ is None else archs_
     types = None if dtypes_ is None else tuple(dtypes_)
@@ -294,5 +297,5 @@ def _variants(op: str, dtype: str, kv_dtype: str | None, head_dim: int, target: 
         return
     stored = dtypes.stored(kv_dtype, dtypes.activation(dtype)).name
     for heads in decode_heads(head_dim, stored, archs.parse(target).mma) or HEAD_PACKS:  # none: KernelSpec says why
-        for splits in SPLITS:
-            yield KernelSpec(op=op, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, arch=target, heads=heads, splits=splits)
+        for splits, fused in (*((s, False) for s in SPLITS), *([("flat", True)] if archs.parse(target).family == "sm80" else ())):
+            yield KernelSpec(op, dtype, kv_dtype, head_dim, target, heads=heads, splits=splits, fused=fused)

@@ -27,7 +27,7 @@ ROWS = (
     ("errors", "dtypes", "arch", "env", "resources", "values"),
     ("layout", "params", "parallel", "tuning", "prepare", "problem", "quant", "rope", "footprint", "spec"),
     ("render", "nvrtc", "kernel", "entry", "store", "tuned_file"),
-    ("build", "tuned", "dispatch", "plan", "workspace"),
+    ("build", "tuned", "dispatch", "fusion", "plan", "workspace"),
     ("devices",),
     ("allocator", "sequences", "arrays", "batch", "blocks", "convert", "figures", "pools", "cache", "checks", "extras", "collective"),
     ("ops", "merge", "varlen"),
