@@ -13,7 +13,7 @@ struct FlatMerge {
     using P = P_;
     static constexpr int kThreads = kWarps * kWarpSize;
     static constexpr int kItems = P::kHeads * P::kQuads;
-    static constexpr int kTeamBytes = (kItems > kThreads ? kItems : kThreads) * sizeof(Merged);  // shared memory that MergeGrid takes
+    static constexpr int kTeamBytes = 2 * kThreads * sizeof(Merged);  // shared memory that MergeGrid takes
     static_assert(2 * kWarps <= kWarpSize, "one lane for each piece");
     static_assert(!kSharedPieces || P::kBytes <= kRingBytes, "a drained ring holds a piece");
 
@@ -139,43 +139,53 @@ struct FlatMerge {
 
 private:
     // `count` segments from `which` on, side by side: a slow CTA is often the last of both of its segments. CTAs first..last of a segment hold
-    // one piece each: the first its odd one, the others their even one. Teams of threads take every teams-th piece.
+    // one piece each: the first its odd one, the others their even one. Teams of threads take every teams-th piece; how many there are must
+    // not depend on `count`, which is chance: the same sums in every run.
     template<class Params>
     DEVICE void MergeLeft(const Params& p, int which, int count, int thread) const
     {
-        const int of_one = min(P::kHeads, p.group_size) * P::kQuads, items = count * of_one;
-        int teams = 1, team = 0, item0 = thread;  // thread / items and the rest, without a division
-        for (; (teams + 1) * items <= kThreads; ++teams) {
-            if (item0 >= items) {
-                ++team, item0 -= items;
-            }
+        const int items = min(P::kHeads, p.group_size) * P::kQuads;
+        int teams = 1;  // kThreads / items, without a division
+        while ((teams + 1) * items <= kThreads) {
+            ++teams;
         }
         Merged* const sums = (Merged*)smem;
 #pragma unroll 1
-        for (int begin = 0; begin < items; begin += kThreads) {  // once if there are teams
-            const int item = begin + item0, second = item >= of_one ? 1 : 0, row = item - second * of_one, head = row / P::kQuads,
-                      quad = row % P::kQuads;
-            const Left& left = shared.left[which + (item < items ? second : 0)];
-            bool mine = item < items && head < left.rows.heads;
-            Merged sum;
-            if (mine) {
-                const float* const even = p.partial_o + (i64)left.first * 2 * P::kFloats;
-                const PieceList pieces{even + P::kFloats, even, 2 * P::kFloats, left.last - left.first + 1};
-                sum = add_pieces<P, true>(pieces, team, teams, head, quad);
+        for (int i = thread; i < count * teams * items; i += kThreads) {
+            int item = i, team = 0;
+            for (; item >= items; item -= items) {
+                ++team;
             }
-            if (teams > 1) {
-                if (mine) {
-                    sums[team * items + item] = sum;
-                }
-                __syncthreads();
-                mine = mine && team == 0;
-#pragma unroll 1
-                for (int i = 1; mine && i < teams; ++i) {
-                    sum.Add(sums[i * items + item]);
-                }
+            const int second = team >= teams ? 1 : 0, head = item / P::kQuads, quad = item % P::kQuads;
+            const Left& left = shared.left[which + second];
+            if (head >= left.rows.heads) {
+                continue;
             }
-            if (mine) {
+            const float* const even = p.partial_o + (i64)left.first * 2 * P::kFloats;
+            const PieceList pieces{even + P::kFloats, even, 2 * P::kFloats, left.last - left.first + 1};
+            const Merged sum = add_pieces<P, true>(pieces, team - second * teams, teams, head, quad);
+            if (teams == 1) {
                 sum.template Store<P>(p, left.rows, head, quad);
+            }
+            else {
+                sums[i] = sum;
+            }
+        }
+        if (teams == 1) {
+            return;  // uniform
+        }
+        __syncthreads();
+        if (thread < count * items) {  // with teams, both segments' items are no more than the threads
+            const int second = thread >= items ? 1 : 0, item = thread - second * items, head = item / P::kQuads;
+            const Left& left = shared.left[which + second];
+            if (head < left.rows.heads) {
+                const Merged* const mine = sums + second * teams * items + item;
+                Merged sum = mine[0];
+#pragma unroll 1
+                for (int i = 1; i < teams; ++i) {
+                    sum.Add(mine[i * items]);
+                }
+                sum.template Store<P>(p, left.rows, head, item % P::kQuads);
             }
         }
     }
