@@ -28,18 +28,20 @@ HOST = {
     "32 layers, captured: Batch.assign": "`Batch.assign` of a captured step",
     "32 layers, captured: the graph's launch": "launch of a captured step of 32 layers",
 }
+FUSED = ("D1", "D3", "D6", "1 x 512", "16 x 512", "64 x 512")
 PLACE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def device(results: dict[str, Any]) -> str:
-    """What was measured on, and its ceilings."""
-    made_with = (
-        f"driver {results['driver']}, CuPy {results['cupy']}, NVRTC {results['nvrtc']}, commit {(results['commit'] or 'unknown')[:7]}"
-    )
-    return (
-        f"{results['device']}, {made_with}. It reads at {results['read_ceiling_tb_per_s']:.2f} TB/s (16-byte loads)\n"
-        f"and multiplies at {results['matmul_tflops']:.0f} TFLOP/s (cuBLAS, float16, 8192^3, sustained), both measured in the same run."
-    )
+    """What was measured on, and its ceilings in each run."""
+    lines = [f"{results['device']}, driver {results['driver']}, CuPy {results['cupy']}, NVRTC {results['nvrtc']}:", ""]
+    for run in results.get("runs") or [{**results, "sections": ["all"]}]:
+        lines.append(
+            f"- {', '.join(run['sections'])}: commit {(run['commit'] or 'unknown')[:7]}; the card read at "
+            f"{run['read_ceiling_tb_per_s']:.2f} TB/s (16-byte loads) and multiplied at {run['matmul_tflops']:.0f} TFLOP/s (cuBLAS, float16,\n"
+            "  8192^3, sustained) in that run"
+        )
+    return "\n".join(lines)
 
 
 def decode(results: dict[str, Any]) -> str:
@@ -75,6 +77,14 @@ def context_parallel_table(results: dict[str, Any]) -> str:
 def host_range(microseconds: Sequence[float]) -> str:
     """The smallest and the largest of some times."""
     return f"{min(microseconds):.0f} to {max(microseconds):.0f} us"
+
+
+def fused(results: dict[str, Any]) -> str:
+    """A decode step with new rows, as append's launch and decode's, and as one; beside them decode alone."""
+    figures = results["fused"]
+    rows = {kv_dtype: {"float16": "16 bits"}.get(kv_dtype, kv_dtype) for kv_dtype in dict.fromkeys(f["kv_dtype"] for f in figures)}
+    cells = {(f["kv_dtype"], f["row"]): f"{f['decode_us']:.1f} / {f['two_us']:.1f} / {f['one_us']:.1f}" for f in figures if f["row"] in FUSED}
+    return _table("us: attention alone / append, then attention / one launch", rows, cells)
 
 
 def splits(results: dict[str, Any]) -> str:
@@ -130,6 +140,7 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "device": device,
     "decode": decode,
     "prefill": prefill,
+    "fused": fused,
     "splits": splits,
     "decode_peers": decode_peers,
     "prefill_peers": prefill_peers,

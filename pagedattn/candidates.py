@@ -26,7 +26,7 @@ def of(key: Key, arch: str, quick: bool = False) -> list[Tile]:
     """The shipped row and, nearest first, the candidates to take its place; with `quick`, the nearest ones only.
 
     >>> of(Key("decode", 128, 8, 4), "sm_75", quick=True)[:3]
-    [DecodeTile(warps=12, stages=1, cta_s=32), DecodeTile(warps=10, stages=1, cta_s=32), DecodeTile(warps=9, stages=1, cta_s=32)]
+    [DecodeTile(warps=12, stages=1, cta_s=32), DecodeTile(warps=11, stages=1, cta_s=32), DecodeTile(warps=10, stages=1, cta_s=32)]
     """
     shipped = tuned.row_of(tuned.spec_of(key, arch), "").tile
     least = FEWER * _at_work(tuned.spec_of(key, arch))

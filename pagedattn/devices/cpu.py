@@ -27,8 +27,7 @@ class _SmallestGpu:
     """What dispatch asks of a device, of the GPU that wants the least workspace."""
 
     arch = source = archs.parse("sm_80")
-    model = ""
-    sm_count = 1
+    sm_count, model = 1, ""
 
     def address(self, x: Any) -> int:
         return 0

@@ -346,13 +346,14 @@ def test_warmup(home: Path, run) -> None:
     assert not home.exists()
     status, out, _ = run("warmup", *SHAPE, "--device", "interpreter", "--kv-dtype", "int8")
     *kernels, last = out.splitlines()
-    assert (status, last, len(kernels)) == (0, "7 kernels ready on interpreter:sm_80", 7)
+    assert (status, last, len(kernels)) == (0, "8 kernels ready on interpreter:sm_80", 8)
     assert all("compiled in" in line for line in kernels)
     build.forget()
     report = json.loads(run("warmup", *SHAPE, "--device", "interpreter", "--kv-dtype", "int8", "--json")[1])
-    assert [k["origin"] for k in report["kernels"]] == ["store"] * 7
+    assert [k["origin"] for k in report["kernels"]] == ["store"] * 8
     assert sorted(k["name"].partition("_")[0] for k in report["kernels"]) == [
         "append",
+        "decode",
         "decode",
         "decode",
         "gather",
@@ -366,7 +367,7 @@ def test_warmup(home: Path, run) -> None:
 def test_warmup_on_a_gpu(home: Path, run) -> None:
     """Afterwards nothing is compiled: the kernels that calls of this shape ask for are loaded."""
     status, out, _ = run("warmup", *SHAPE)
-    assert (status, "7 kernels ready on cuda:" in out) == (0, True)
+    assert (status, "8 kernels ready on cuda:" in out) == (0, True)
     device = pagedattn.devices.get("cuda")
     before = len(device._loaded)
     cache = pagedattn.KVCache(8, num_kv_heads=8, head_dim=64, block_len=16, device=device)
