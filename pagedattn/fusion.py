@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pagedattn.parallel import ContextParallel
     from pagedattn.problem import Extras
 
-_MOST_A_WARP = 1  # new rows, of K and of V each, that a warp writes before it attends; more of them append writes sooner
+_MOST_A_WARP = 2  # new rows that a warp writes before it attends; more of them append writes sooner
 
 
 def fuses(

@@ -94,9 +94,9 @@ CASES = [
         for kv_dtype in (None, "int8", "int4")
     ),
     *(
-        (Step(f"many-{kv_dtype}", lengths, 2, heads, 64, kv_dtype=kv_dtype), device)  # several segments a warp
+        (Step(f"many-{kv_dtype}", lengths, 2, 8, 64, kv_dtype=kv_dtype), device)  # several segments a warp
         for kv_dtype in (None, "int8", "int4")
-        for lengths, heads, device in (((5000, *(1 + i % 37 for i in range(150))), 8, "cuda"), ((150, 1, 2, 1), 4, INTERPRETER))
+        for lengths, device in (((5000, *(1 + i % 37 for i in range(150))), "cuda"), ((150, 1, 2, 1), INTERPRETER))
     ),
 ]
 
