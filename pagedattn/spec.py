@@ -292,8 +292,7 @@ def _types(target: str) -> tuple[str, ...]:
 
 def _variants(op: str, dtype: str, kv_dtype: str | None, head_dim: int, target: str) -> Iterator[KernelSpec]:
     if op != "decode":
-        for adjusted in (False, True) if op in TILED else (False,):
-            yield KernelSpec(op=op, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, arch=target, adjusted=adjusted)
+        yield from (KernelSpec(op, dtype, kv_dtype, head_dim, target, adjusted=a) for a in ((False, True) if op in TILED else (False,)))
         return
     stored = dtypes.stored(kv_dtype, dtypes.activation(dtype)).name
     for heads in decode_heads(head_dim, stored, archs.parse(target).mma) or HEAD_PACKS:  # none: KernelSpec says why
