@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     home = Path(tempfile.mkdtemp(prefix="pagedattn-test-home-"))
     config.stash[_OWN_HOME] = home
     os.environ["PAGEDATTN_HOME"] = str(home)
-    for name in ("PAGEDATTN_STORE_PATH", "PAGEDATTN_JIT", "PAGEDATTN_CHECK"):
+    for name in ("PAGEDATTN_STORE_PATH", "PAGEDATTN_JIT", "PAGEDATTN_CHECK", "PAGEDATTN_TUNED"):
         os.environ.pop(name, None)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

@@ -1,14 +1,16 @@
-"""One long sequence decoded by one GPU and by several that share its keys: kernel, gather and merge, checked against each other first.
+"""One long sequence decoded by one GPU and by several that share its keys, checked against each other first.
 
-python -m benchmarks.context_parallel --ranks 2 --tokens 1048576 [--backend torch|cupy] [--kv-dtype int8] [--json FILE]
+python -m benchmarks.context_parallel [--ranks 2] [--tokens 1048576] [--backend torch cupy] [--kv-dtype float16 int8 int4] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import sys
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,20 @@ import cupy as cp
 
 import pagedattn as pa
 from benchmarks import measure
-from pagedattn.distributed import all_merge
+from benchmarks.tables import context_parallel_table
+from pagedattn.distributed import AllMerge, all_merge
 
 HEADS, KV_HEADS, DIM, BLOCK = 32, 8, 128, 64
 CHUNK = 1 << 15
 PORT = 29577
+STEPS = 16  # in a graph
+HOST_CALLS = 40  # few enough for the driver's queue: the host never waits for the GPU
 
 
 class Share:
-    """One rank's keys of the sequence, and a decode step over them."""
+    """One rank's keys of the sequence, and decode steps over them."""
 
-    def __init__(self, rank: int, ranks: int, device: int, tokens: int, kv_dtype: str | None) -> None:
+    def __init__(self, rank: int, ranks: int, device: int, tokens: int, kv_dtype: str) -> None:
         part = pa.ContextParallel(rank, ranks)
         shape: dict[str, Any] = {"num_kv_heads": KV_HEADS, "head_dim": DIM, "block_len": BLOCK, "kv_dtype": kv_dtype}
         self.cache = pa.KVCache(-(-part.own(tokens) // BLOCK) + 1, **shape, device=f"cuda:{device}", cp=part)
@@ -40,87 +45,141 @@ class Share:
         self.batch = self.cache.batch([sequence])
         self.out, self.lse = cp.empty_like(self.q), cp.empty((1, HEADS), cp.float32)
 
-    def step(self, _: int = 0) -> None:
+    def attend(self, _: int = 0) -> None:
         pa.paged_attention(self.q, self.cache, self.batch, out=self.out, lse=self.lse)
 
+    def attend_and_merge(self, communicator: Any) -> Any:
+        self.attend()
+        return all_merge(self.out, self.lse, communicator)[0]
 
-def work(rank: int, options: argparse.Namespace) -> None:
+    def attend_into(self, merge: AllMerge) -> Any:
+        pa.paged_attention(self.q, self.cache, self.batch, out=merge.out, lse=merge.lse)
+        return merge()[0]
+
+
+def work(rank: int, options: argparse.Namespace, nccl_id: Any) -> None:
+    """One rank's process; rank 0 writes down what it sees."""
     with cp.cuda.Device(rank):
-        communicator = _join(rank, options)
-        sizes = {"tokens": options.tokens, "kv_dtype": options.kv_dtype}
-        share = Share(rank, options.ranks, rank, **sizes)
-        share.step()
-        merged, _ = all_merge(share.out, share.lse, communicator)
-        found: dict[str, float] = {}
+        communicators = {name: _join(name, rank, options.ranks, nccl_id) for name in options.backend}
+        runs = []
+        for kv_dtype in options.kv_dtype:
+            share = Share(rank, options.ranks, rank, options.tokens, kv_dtype)
+            alone: dict[str, float] = {}
+            whole: Any = None
+            if rank == 0:
+                all_keys = Share(0, 1, rank, options.tokens, kv_dtype)
+                all_keys.attend()
+                whole = all_keys.out.astype(cp.float32)
+                alone["one GPU"] = measure.graph(all_keys.attend, calls=8)
+                del all_keys
+            alone["kernel of a rank"] = measure.graph(share.attend, calls=8)
+            for backend, communicator in communicators.items():
+                found = {"kv_dtype": kv_dtype, "backend": backend, "us": alone | _measured(share, backend, communicator, whole)}
+                runs.append(found)
         if rank == 0:
-            whole = Share(0, 1, rank, **sizes)
-            whole.step()
-            found["difference"] = float(cp.abs(merged.astype(cp.float32) - whole.out.astype(cp.float32)).max())
-            found["size"] = float(cp.abs(whole.out.astype(cp.float32)).mean())
-            assert found["difference"] <= 0.05 * found["size"], found
-            found["one GPU"] = measure.graph(whole.step, calls=8)
-        all_merge(share.out, share.lse, communicator)  # the others wait for rank 0 here
-        found["kernel of a rank"] = measure.graph(share.step, calls=8)
-        all_merge(share.out, share.lse, communicator)
-        found["gather and merge"] = measure.events(lambda _: all_merge(share.out, share.lse, communicator), repeat=200, warmup=50)
-
-        def whole_step(_: int) -> None:
-            share.step()
-            all_merge(share.out, share.lse, communicator)
-
-        found["step"] = measure.events(whole_step, repeat=200, warmup=50)
-        all_merge(share.out, share.lse, communicator)
-        if rank == 0:
-            _report(found, options)
-        _leave(communicator, options)
+            _report(runs, options)
+        cp.cuda.Device().synchronize()
+        _leave(communicators)
 
 
-def _join(rank: int, options: argparse.Namespace) -> Any:
-    if options.backend == "cupy":
-        from cupyx.distributed import init_process_group
+def _measured(share: Share, backend: str, communicator: Any, whole: Any) -> dict[str, float]:
+    merge = AllMerge(share.q, communicator)
 
-        return init_process_group(options.ranks, rank, port=PORT)
+    def on_this_stream(_: int) -> None:
+        """PyTorch gathers on its own current stream: that must be the one that is captured."""
+        if backend == "torch":
+            torch = sys.modules["torch"]
+            with torch.cuda.stream(torch.cuda.ExternalStream(cp.cuda.get_current_stream().ptr)):
+                share.attend_into(merge)
+        else:
+            share.attend_into(merge)
+
+    def check(result: Any) -> None:
+        if whole is not None:
+            difference, size = float(cp.abs(result.astype(cp.float32) - whole).max()), float(cp.abs(whole).mean())
+            assert difference <= 0.05 * size, f"{difference} where values are {size} on average"
+
+    check(share.attend_and_merge(communicator))
+    check(share.attend_into(merge))
+    found = {"step, captured": measure.graph(on_this_stream, calls=STEPS)}
+    check(merge.out)
+    found["all_merge"] = measure.events(lambda _: all_merge(share.out, share.lse, communicator), repeat=200, warmup=50)
+    found["AllMerge"] = measure.events(lambda _: merge(), repeat=200, warmup=50)
+    found["all_merge, host"] = measure.host(lambda: all_merge(share.out, share.lse, communicator), calls=HOST_CALLS)
+    found["AllMerge, host"] = measure.host(merge, calls=HOST_CALLS)
+    found["step, all_merge"] = measure.events(lambda _: share.attend_and_merge(communicator), repeat=200, warmup=50)
+    found["step, AllMerge"] = measure.events(lambda _: share.attend_into(merge), repeat=200, warmup=50)
+    check(share.attend_into(merge))
+    return found
+
+
+def _join(backend: str, rank: int, ranks: int, nccl_id: Any) -> Any:
+    if backend == "cupy":
+        from cupy.cuda import nccl
+
+        return nccl.NcclCommunicator(ranks, nccl_id, rank)
     import torch
     import torch.distributed as dist
 
     torch.cuda.set_device(rank)
-    dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{PORT}", rank=rank, world_size=options.ranks)
+    dist.init_process_group("nccl", init_method=f"tcp://127.0.0.1:{PORT}", rank=rank, world_size=ranks)
     return None
 
 
-def _leave(communicator: Any, options: argparse.Namespace) -> None:
-    if options.backend == "cupy":
-        communicator.barrier()
-        communicator.stop()
-    else:
+def _leave(communicators: dict[str, Any]) -> None:
+    if "torch" in communicators:
         sys.modules["torch"].distributed.destroy_process_group()
+    if "cupy" in communicators:
+        communicators["cupy"].destroy()
 
 
-def _report(found: dict[str, float], options: argparse.Namespace) -> None:
-    one, step = found["one GPU"], found["step"]
-    print(f"one sequence of {options.tokens} tokens, {HEADS}/{KV_HEADS} heads x {DIM}, {options.kv_dtype or 'float16'}, {options.backend}")
-    print(f"  largest difference {found['difference']:.1e} where values are {found['size']:.1e} on average")
-    print(f"  one GPU {one:.0f} us; {options.ranks} GPUs: kernel {found['kernel of a rank']:.0f} us", end="")
-    print(f", gather and merge {found['gather and merge']:.0f} us, step {step:.0f} us: {one / step:.2f} times as fast")
+def _report(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    sizes = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": DIM, "block_len": BLOCK}
+    gpu = cp.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    results = {"gpu": gpu, "ranks": options.ranks, "tokens": options.tokens, **sizes, "runs": runs}
+    for run in runs:
+        print(f"{run['kv_dtype']}, {run['backend']}: " + ", ".join(f"{name} {us:.0f}" for name, us in run["us"].items()) + " us")
+    print(context_parallel_table(results))
     if options.json:
-        options.json.write_text(json.dumps({**vars(options), "json": str(options.json), "microseconds": found}, indent=1), encoding="utf-8")
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def _nccl_id(options: argparse.Namespace) -> Any:
+    """What CuPy's communicators meet by. What is missing here is said before any process starts."""
+    count = cp.cuda.runtime.getDeviceCount()
+    if count < options.ranks:
+        raise SystemExit(f"{options.ranks} ranks need as many GPUs; here are {count}. Pass --ranks.")
+    if "torch" in options.backend and importlib.util.find_spec("torch") is None:
+        raise SystemExit("PyTorch is not installed: pass --backend cupy.")
+    if "cupy" not in options.backend:
+        return None
+    from cupy.cuda import nccl
+
+    if not nccl.available:
+        raise SystemExit("CuPy finds no NCCL (its warning says how to install it): pass --backend torch.")
+    return nccl.get_unique_id()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=1 << 20)
-    parser.add_argument("--backend", choices=("torch", "cupy"), default="torch")
-    parser.add_argument("--kv-dtype", choices=("int8", "int4"))
+    parser.add_argument("--backend", choices=("torch", "cupy"), nargs="+", default=["torch"])
+    parser.add_argument("--kv-dtype", choices=("float16", "int8", "int4"), nargs="+", default=["float16"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    nccl_id = _nccl_id(options)
     spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=work, args=(rank, options)) for rank in range(options.ranks)]
+    workers = [spawn.Process(target=work, args=(rank, options, nccl_id)) for rank in range(options.ranks)]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
-    return int(any(worker.exitcode for worker in workers))
+    left = list(workers)
+    while left and not any(worker.exitcode for worker in workers):
+        wait([worker.sentinel for worker in left])
+        left = [worker for worker in left if worker.is_alive()]
+    for worker in left:  # they wait for the one that failed
+        worker.kill()
+    return int(bool(left) or any(worker.exitcode for worker in workers))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ SEQLENS_K = [700, 40, 33, 5, 200, 64]
 
 
 def once(device: str, dtype: str, kv_dtype: str | None, head_dim: int, block_len: int, num_heads: int) -> None:
-    """One append, attention in every way of splitting, gather and merge."""
+    """One append, attention in every way of splitting, a decode step, gather and merge."""
     rng = cp.random.default_rng(0)
     layout = pa.BlockLayout(2, head_dim, block_len, 1, dtype, kv_dtype)
     # zeroed: decode reads whole tiles, rows past a sequence's end included, and masks them; initcheck shall report only what is not so
@@ -51,7 +51,9 @@ def once(device: str, dtype: str, kv_dtype: str | None, head_dim: int, block_len
     ):
         pa.paged_attention(q, cache, batch, return_lse=True, **keywords)
     merged, _ = pa.merge([out, out], [lse, lse])
-    pa.gather(cache, batch)
+    step = cache.extend(sequences, [1] * len(sequences))  # decode writes the new rows itself, where it can
+    pa.paged_attention(normal(len(sequences), num_heads), cache, step, k=normal(len(sequences), 2), v=normal(len(sequences), 2))
+    pa.gather(cache, step)
     assert bool(cp.isfinite(merged.astype(cp.float32)).all())
     assert np.allclose(cp.asnumpy(merged.astype(cp.float32)), cp.asnumpy(out.astype(cp.float32)), atol=1e-2)
 

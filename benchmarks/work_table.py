@@ -1,8 +1,9 @@
-"""The work table: decode rows D1..D6 and prefill rows P1..P4, each checked against float64 before it is timed."""
+"""The work table: decode rows D1..D7 and prefill rows P1..P4, each checked against float64 before it is timed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import cupy as cp
@@ -10,6 +11,25 @@ import numpy as np
 
 import pagedattn as pa
 from pagedattn import dtypes
+
+TOLERANCE = {"float16": 1e-3, "bfloat16": 8e-3}  # relative, against float64
+HEAD_DIMS = (64, 96, 128, 192, 256)
+PLAIN = (128, 64, "float16", None)
+
+# (head_dim, block_len, dtype, kv_dtype); the first row stands again at the end: the spread of a run
+VARIANTS = [
+    PLAIN,
+    *((d, 64, "float16", None) for d in HEAD_DIMS if d != 128),
+    (128, 16, "float16", None),
+    (128, 64, "bfloat16", None),
+    *((d, 64, "float16", kv) for kv in ("int8", "int4") for d in (128, 64, 256)),
+    (128, 16, "float16", "int4"),
+    PLAIN,
+]
+
+
+def name_of(head_dim: int, block_len: int, dtype: str, kv_dtype: str | None) -> str:
+    return f"d{head_dim} b{block_len} {dtype}{' ' + kv_dtype if kv_dtype else ''}"
 
 
 @dataclass(frozen=True)
@@ -25,6 +45,11 @@ class Row:
     @property
     def decode(self) -> bool:
         return max(self.seqlens_q) == 1
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the sequences are of one length, as a dense tensor of keys needs it."""
+        return len(set(self.seqlens_k)) == len(set(self.seqlens_q)) == 1
 
     def flops(self, head_dim: int) -> int:
         """4 * heads * head_dim for each unmasked (query, key) pair."""
@@ -43,6 +68,7 @@ DECODE = (
     _decode("D4", [2048] * 128, 64, 8),
     _decode("D5", [4096] * 64, 32, 32),
     _decode("D6", [128 + i * i * 16256 // 961 for i in range(32)], 32, 8),
+    _decode("D7", [131072] + [1024] * 63, 32, 8),
 )
 PREFILL = (
     Row("P1", (8192,), (8192,), 32, 8),
@@ -50,7 +76,8 @@ PREFILL = (
     Row("P3", (2048,) * 4, (2048,) * 4, 32, 8),
     Row("P4", (512,), (16384,), 32, 8),
 )
-BEYOND_L2 = 1_000_000_000  # bytes that the layers of a cache hold together
+BEYOND_L2 = 600_000_000  # bytes that the layers of a cache hold together: ten times the largest L2
+MOST_LAYERS = 512
 
 
 class Workload:
@@ -65,13 +92,13 @@ class Workload:
         kv_dtype: str | None = None,
         device: str = "cuda",
     ) -> None:
-        self.row, self.head_dim = row, head_dim
+        self.row, self.head_dim, self.dtype = row, head_dim, dtype
         tokens = sum(row.seqlens_k)
         one = pa.BlockLayout(row.num_kv_heads, head_dim, block_len, 1, dtype, kv_dtype)
         self.kv_bytes = tokens * one.token_bytes  # of K and V, with their parameters, that must be read
-        self.layers = min(8, BEYOND_L2 // self.kv_bytes + 1) if row.decode else 1
+        self.layers = min(MOST_LAYERS, BEYOND_L2 // self.kv_bytes + 1) if row.decode else 1
         blocks = [-(-n // block_len) for n in row.seqlens_k]
-        num_blocks = sum(blocks)
+        self.num_blocks = num_blocks = sum(blocks)
         self.cache = pa.KVCache(
             num_blocks,
             num_kv_heads=row.num_kv_heads,
@@ -86,6 +113,7 @@ class Workload:
         for b, n in enumerate(blocks):
             table[b, :n] = order[at : at + n]
             at += n
+        self.table = table
         self.batch = pa.Batch(table, row.seqlens_q, row.seqlens_k, device=device)
         everything = pa.Batch(table, row.seqlens_k, row.seqlens_k, device=device)
         element = dtypes.of(dtype).numpy
@@ -100,27 +128,58 @@ class Workload:
     def call(self, i: int = 0, **keywords: Any) -> Any:
         return pa.paged_attention(self.q, self.cache, self.batch, layer=i % self.layers, out=self.out, **keywords)
 
-    def error(self, rows: int = 6) -> float:
-        """Relative error of `rows` query rows, spread over the batch, against float64."""
-        self.out.fill(cp.nan)
-        self.call()
+    def keys_and_values(self, layer: int = 0) -> tuple[Any, Any]:
+        """K and V as calls read them, (tokens, num_kv_heads, head_dim) each, sequence after sequence."""
+        return pa.gather(self.cache, self.batch, layer=layer)
+
+    def error(self, out: Any = None, **keywords: Any) -> float:
+        """Relative error of some query rows, spread over the batch, against float64: of `out`, or of a call of ours with `keywords`.
+
+        Relative to the result's size and 1/256 of the size of what is summed: of a million random values that cancel each other, float32
+        sums know the result only to so many places.
+        """
+        if out is None:
+            self.out.fill(cp.nan)
+            out = self.call(**keywords)
+        rows, right, summed = self._expected
+        wrong = out[cp.asarray(rows)].astype(cp.float64) - right
+        return _size(wrong) / (_size(right) + _size(summed) / 256)
+
+    @cached_property
+    def _expected(self) -> tuple[list[int], Any, Any]:
+        """Numbers of query rows; what attention in float64 gives for them in layer 0, and for the values' sizes instead of the values."""
         row, rng = self.row, np.random.default_rng(1)
-        starts_k = np.concatenate([[0], np.cumsum(row.seqlens_k)])
-        starts_q = np.concatenate([[0], np.cumsum(row.seqlens_q)])
-        k, v = pa.gather(self.cache, self.batch)
-        wrong = right = 0.0
-        group = row.num_heads // row.num_kv_heads
+        starts_k, starts_q = (np.concatenate([[0], np.cumsum(n)]) for n in (row.seqlens_k, row.seqlens_q))
+        k, v = self.keys_and_values()
         last = len(row.seqlens_q) - 1
-        for b in sorted({0, last, *rng.integers(0, last + 1, rows).tolist()}):
+        rows, found = [], []
+        for b in sorted({0, last, *rng.integers(0, last + 1, 6).tolist()}):
             for j in sorted({0, row.seqlens_q[b] - 1, int(rng.integers(0, row.seqlens_q[b]))}):
-                keys = row.seqlens_k[b] - row.seqlens_q[b] + j + 1
-                at = slice(int(starts_k[b]), int(starts_k[b]) + keys)
-                q = self.q[int(starts_q[b]) + j].astype(cp.float64).reshape(row.num_kv_heads, group, self.head_dim)
-                s = cp.einsum("hgd,khd->hgk", q, k[at].astype(cp.float64)) * self.head_dim**-0.5
-                p = cp.exp(s - s.max(axis=-1, keepdims=True))
-                o = cp.einsum("hgk,khd->hgd", p / p.sum(axis=-1, keepdims=True), v[at].astype(cp.float64)).reshape(
-                    row.num_heads, self.head_dim
-                )
-                wrong += float(((self.out[int(starts_q[b]) + j].astype(cp.float64) - o) ** 2).sum())
-                right += float((o**2).sum())
-        return (wrong / right) ** 0.5
+                keys = slice(int(starts_k[b]), int(starts_k[b]) + row.seqlens_k[b] - row.seqlens_q[b] + j + 1)
+                rows.append(int(starts_q[b]) + j)
+                found.append(self._attention(self.q[rows[-1]], k[keys], v[keys]))
+        return rows, *(cp.stack(x) for x in zip(*found, strict=True))
+
+    def _attention(self, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+        """One row of queries over its keys and their sizes, in float64; a KV head at a time, for long sequences' sake."""
+        group = self.row.num_heads // self.row.num_kv_heads
+        heads, sizes = [], []
+        for h in range(self.row.num_kv_heads):
+            s = q[h * group : (h + 1) * group].astype(cp.float64) @ k[:, h].astype(cp.float64).T * self.head_dim**-0.5
+            p = cp.exp(s - s.max(axis=-1, keepdims=True))
+            p /= p.sum(axis=-1, keepdims=True)
+            values = v[:, h].astype(cp.float64)
+            heads.append(p @ values)
+            sizes.append(p @ cp.abs(values))
+        return cp.concatenate(heads), cp.concatenate(sizes)
+
+
+def _size(x: Any) -> float:
+    return float(cp.sqrt((x**2).sum()))
+
+
+def check(work: Workload, variant: str, **keywords: Any) -> None:
+    """No figures on red."""
+    error, limit = work.error(**keywords), TOLERANCE[work.dtype]
+    if not error < limit:
+        raise SystemExit(f"{work.row.name} {variant}: relative error {error:.2e} against float64, more than {limit:.0e}")

@@ -12,11 +12,13 @@ import multiprocessing
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
 
 import pagedattn as pa
+from pagedattn.devices import cuda
 from pagedattn.distributed import all_merge
 
 HEADS, KV_HEADS, DIM, BLOCK = 8, 2, 64, 16
@@ -77,15 +79,33 @@ def report(rank: int, results: list[np.ndarray[Any, Any]], device: str, how: str
         print(f"{PROMPT} tokens of prompt and {STEPS} of decoding {how}; within {difference(results, device):.1e} of a single cache")
 
 
-def process(rank: int, size: int) -> None:
+def process(rank: int, size: int, nccl_id: Any) -> None:
     import cupy
-    from cupyx.distributed import init_process_group
+    from cupy.cuda import nccl
 
     with cupy.cuda.Device(rank):
-        communicator = init_process_group(size, rank)
+        communicator = nccl.NcclCommunicator(size, nccl_id, rank)
         report(rank, generate(pa.ContextParallel(rank, size), communicator, f"cuda:{rank}"), f"cuda:{rank}", f"on {size} GPUs, by CuPy")
-        communicator.barrier()
-        communicator.stop()
+        cupy.cuda.Device().synchronize()
+        communicator.destroy()
+
+
+def meeting_place(ranks: int) -> Any:
+    """What the ranks' communicators find each other by; where something is missing, the program ends with what it is."""
+    otherwise = "Run it with --device cpu: threads take the place of GPUs."
+    if not cuda.usable():
+        raise SystemExit(f"No GPU is usable here (`pagedattn doctor` says why). {otherwise}")
+    import cupy
+    from cupy.cuda import nccl
+
+    count = cupy.cuda.runtime.getDeviceCount()
+    if count < ranks:
+        raise SystemExit(f"{ranks} ranks need as many GPUs; here are {count}. {otherwise}")
+    if not nccl.available:
+        raise SystemExit(
+            "CuPy finds no NCCL, and its warning says how to install it. Or let PyTorch gather: torchrun examples/context_parallel.py."
+        )
+    return nccl.get_unique_id()
 
 
 def torch_process() -> None:
@@ -93,6 +113,8 @@ def torch_process() -> None:
     import torch.distributed as dist
 
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if torch.cuda.device_count() <= local:
+        raise SystemExit(f"each rank needs a GPU that PyTorch sees; here are {torch.cuda.device_count()}.")
     torch.cuda.set_device(local)
     dist.init_process_group("nccl")
     report(rank, generate(pa.ContextParallel(rank, size), None, f"cuda:{local}"), f"cuda:{local}", f"on {size} GPUs, by PyTorch")
@@ -106,10 +128,16 @@ def main(ranks: int = 2, device: str = "cuda") -> None:
         report(0, answers[0], device, f"on {ranks} threads")
         return
     spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=process, args=(rank, ranks)) for rank in range(ranks)]
+    nccl_id = meeting_place(ranks)
+    workers = [spawn.Process(target=process, args=(rank, ranks, nccl_id)) for rank in range(ranks)]
     for worker in workers:
         worker.start()
-    for worker in workers:
+    left = list(workers)
+    while left and not any(worker.exitcode for worker in workers):
+        wait([worker.sentinel for worker in left])
+        left = [worker for worker in left if worker.is_alive()]
+    for worker in left:  # they wait for the one that has failed
+        worker.kill()
         worker.join()
     if any(worker.exitcode for worker in workers):
         raise SystemExit(1)

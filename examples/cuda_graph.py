@@ -23,7 +23,9 @@ class Decoder:
     def __init__(self, cache: pa.KVCache, sequences: list[int]) -> None:
         device, size = cache.device, len(sequences)
         self.cache, self.sequences = cache, sequences
-        self.batch = pa.Batch(np.zeros((size, LONGEST // BLOCK), np.int32), [1] * size, [LONGEST] * size, device=device)
+        # unshared: what the cache's `extend` makes, and all that will be assigned
+        room = np.zeros((size, LONGEST // BLOCK), np.int32)
+        self.batch = pa.Batch(room, [1] * size, [LONGEST] * size, unshared=True, device=device)
         self.q = device.zeros((LAYERS, size, HEADS, DIM), np.float16)
         self.k, self.v = (device.zeros((LAYERS, size, KV_HEADS, DIM), np.float16) for _ in "kv")
         self.out = device.zeros((LAYERS, size, HEADS, DIM), np.float16)

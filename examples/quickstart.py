@@ -21,5 +21,5 @@ out = pa.paged_attention(q, cache, batch)  # (107, 32, 128)
 
 batch = cache.extend(sequences, [1, 1])
 q, k, v = project(batch.num_tokens)
-out = pa.paged_attention(q, cache, batch, k=k, v=v)  # appends, then attends: (2, 32, 128)
+out = pa.paged_attention(q, cache, batch, k=k, v=v)  # appends and attends, here in one launch: (2, 32, 128)
 print(pa.explain(q, cache, batch), cache, sep="\n")

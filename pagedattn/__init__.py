@@ -28,6 +28,7 @@ from pagedattn.params import AttentionParams
 from pagedattn.precompile import precompile
 from pagedattn.rope import Rope
 from pagedattn.spec import KernelSpec
+from pagedattn.tune import tune
 from pagedattn.varlen import varlen_attention
 from pagedattn.warmup import warmup
 from pagedattn.workspace import workspace_bytes
@@ -61,6 +62,7 @@ __all__ = [
     "paged_attention",
     "precompile",
     "supports",
+    "tune",
     "varlen_attention",
     "warmup",
     "workspace_bytes",

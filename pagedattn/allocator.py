@@ -72,6 +72,8 @@ class BlockAllocator:
 
     def release(self, blocks: Any) -> None:
         """Take one holder from each of `blocks`; a block without holders is free. A block named twice loses two."""
+        if not len(blocks):
+            return
         blocks, times = np.unique(np.asarray(blocks, np.int64), return_counts=True)
         self._require_held(blocks, times)
         self._holders[blocks] -= times

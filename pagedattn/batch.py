@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pagedattn import devices
-from pagedattn.arrays import adopt, place
+from pagedattn.arrays import place
 from pagedattn.blocks import Blocks
 from pagedattn.errors import ArgumentError
+from pagedattn.integers import INT32_MAX, flags, integers, narrowed, token_counts
 from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.plan import Plans
-from pagedattn.values import listed
+from pagedattn.values import flag
 
 if TYPE_CHECKING:
     from pagedattn.cache import KVCache
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from pagedattn.layout import BlockLayout
 
 Array = np.ndarray[Any, Any]
-
-INT32_MAX = 2**31 - 1
 
 
 class Batch:
@@ -40,6 +39,9 @@ class Batch:
         Sequences to skip: append writes none of their rows, attention leaves theirs of `out=` untouched (zero where it makes the
         result, -inf in lse), gather gives zeros, and their blocks are not looked at. Their new tokens stay in q, k and v. An array of
         bool on the device is used as it is: what it holds when a kernel runs counts.
+    unshared : bool
+        That no block which takes a new token is in another sequence's row; `KVCache.extend` makes it so. A decode step may then write and
+        attend in one launch. Nobody looks whether it holds.
     device : str or Device, optional
         Where the calls run. None: where `block_table` is, or for a host array the default device.
 
@@ -59,6 +61,7 @@ class Batch:
         On the device.
     blocks : Blocks or None
         Where the blocks are, if not in a cache's pool: `from_block_ptrs`.
+    unshared : bool
     plans : Plans
         What calls have left for the next of their kind.
 
@@ -99,18 +102,26 @@ class Batch:
         "seqlens_k",
         "seqlens_q",
         "total_k",
+        "unshared",
     )
 
     _wide: Array | None
 
     def __init__(
-        self, block_table: Any, seqlens_q: Any, seqlens_k: Any, *, finished: Any = None, device: str | Device | None = None
+        self,
+        block_table: Any,
+        seqlens_q: Any,
+        seqlens_k: Any,
+        *,
+        finished: Any = None,
+        unshared: bool = False,
+        device: str | Device | None = None,
     ) -> None:
         where = place(block_table)
         if device is None and where is not None and where.startswith("cuda"):
             device = "cuda" if where == "cuda" else where
         target = devices.get(device)
-        lengths_q, lengths_k = _lengths(seqlens_q, "seqlens_q", target), _lengths(seqlens_k, "seqlens_k", target)
+        lengths_q, lengths_k = token_counts(seqlens_q, "seqlens_q", target), token_counts(seqlens_k, "seqlens_k", target)
         if len(lengths_q) != len(lengths_k):
             raise ArgumentError(f"`seqlens_q` and `seqlens_k` must have the same length; got {len(lengths_q)} and {len(lengths_k)}.")
         if (longer := np.flatnonzero(lengths_q > lengths_k)).size:
@@ -119,7 +130,7 @@ class Batch:
                 f"`seqlens_k` counts the new tokens too, so seqlens_q <= seqlens_k must hold; "
                 f"sequence {b} has {lengths_q[b]} new tokens of {lengths_k[b]}."
             )
-        table = _integers(block_table, "block_table", 2, target, columns=True)
+        table = integers(block_table, "block_table", 2, target, columns=True)
         if len(table) != len(lengths_q):
             raise ArgumentError(f"`block_table` must have a row for each of the {len(lengths_q)} sequences; got {len(table)}.")
         borrowed = not isinstance(table, np.ndarray) and table.dtype == np.int32 and table.flags.c_contiguous
@@ -128,14 +139,15 @@ class Batch:
             self.block_table = table
         else:
             host = target.to_host(table)
-            narrow = _narrowed(host)
+            narrow = narrowed(host)
             self._place(target, narrow, lengths_q, lengths_k, table.shape[1])
             if not np.array_equal(narrow, host):
                 self._wide = np.array(host)
         self._frozen = not borrowed
+        self.unshared = flag(unshared, "unshared")
         if finished is not None:
             with target.meeting():
-                self.finished = _flags(finished, len(lengths_q), target)
+                self.finished = flags(finished, len(lengths_q), target)
 
     @classmethod
     def from_block_ptrs(
@@ -146,6 +158,7 @@ class Batch:
         seqlens_k: Any,
         *,
         finished: Any = None,
+        unshared: bool = False,
         device: str | Device | None = None,
     ) -> Batch:
         """A batch over blocks at any addresses, as TurboMind keeps them.
@@ -156,10 +169,11 @@ class Batch:
         ----------
         block_ptrs : array or list of int, (number of blocks,)
             Addresses of blocks on the device, `layout.block_bytes` each: multiples of 16, and not further apart than 2**31 times their
-            greatest common distance. 0 is no block. The memory must live as long as the batch is used.
+            greatest common distance. 0 is no block. Sequences may share blocks; no two others may overlap. The memory must live as long as
+            the batch is used.
         cu_block_nums : array or list of int, (batch_size + 1,)
             The blocks of sequence b are block_ptrs[cu_block_nums[b]], ..., block_ptrs[cu_block_nums[b + 1] - 1].
-        seqlens_q, seqlens_k, finished, device
+        seqlens_q, seqlens_k, finished, unshared, device
             See Batch.
 
         Raises
@@ -182,40 +196,45 @@ class Batch:
         where = place(block_ptrs)
         target = devices.get(where if device is None and where is not None and where.startswith("cuda") else device)
         pointers, nums = (
-            target.to_host(_integers(x, name, 1, target)) for x, name in ((block_ptrs, "block_ptrs"), (cu_block_nums, "cu_block_nums"))
+            target.to_host(integers(x, name, 1, target)) for x, name in ((block_ptrs, "block_ptrs"), (cu_block_nums, "cu_block_nums"))
         )
         blocks, table = Blocks.of(pointers, nums)
-        batch = cls(table, seqlens_q, seqlens_k, finished=finished, device=target)
+        batch = cls(table, seqlens_q, seqlens_k, finished=finished, unshared=unshared, device=target)
         batch.blocks = blocks
         return batch
 
     @classmethod
     def of_cache(
-        cls, device: Device, block_table: Array, seqlens_q: Array, seqlens_k: Array, checked: tuple[int, int, ContextParallel]
+        cls,
+        device: Device,
+        block_table: Array,
+        seqlens_q: Array,
+        seqlens_k: Array,
+        checked: tuple[int, int, ContextParallel],
+        unshared: bool = False,
     ) -> Batch:
         """A batch whose parts the cache vouches for: an int32 table, int64 lengths; `checked` is (block_len, num_blocks, cp)."""
         batch = cls.__new__(cls)
         batch._place(device, block_table, seqlens_q, seqlens_k, block_table.shape[1])
         batch._frozen = True
-        batch._checked = checked
+        batch._checked, batch.unshared = checked, unshared
         return batch
 
     def _place(self, device: Device, table: Array | None, seqlens_q: Array, seqlens_k: Array, max_blocks: int) -> None:
         """Fill every attribute; the device arrays are views of one buffer, uploaded by one copy."""
         size = len(seqlens_q)
         cells = 0 if table is None else size * max_blocks
+        sums = np.zeros((2, size + 1), np.int64)
+        for row, lengths in zip(sums, (seqlens_q, seqlens_k), strict=True):
+            np.add.accumulate(lengths, out=row[1:])
+        totals: list[int] = sums[:, -1].tolist()
+        for name, total in zip(("seqlens_q", "seqlens_k"), totals, strict=True):
+            if total > INT32_MAX:
+                raise ArgumentError(f"`{name}` must sum to less than 2**31 tokens; got {total}. Make several batches.")
         host = np.empty(cells + 2 * (size + 1), np.int32)
         if table is not None:
             host[:cells].reshape(size, max_blocks)[...] = table
-        cumulative = host[cells:].reshape(2, size + 1)
-        cumulative[:, 0] = 0
-        totals = []
-        for row, name, lengths in zip(cumulative, ("seqlens_q", "seqlens_k"), (seqlens_q, seqlens_k), strict=True):
-            total = int(lengths.sum())
-            if total > INT32_MAX:
-                raise ArgumentError(f"`{name}` must sum to less than 2**31 tokens; got {total}. Make several batches.")
-            np.cumsum(lengths, out=row[1:])
-            totals.append(total)
+        host[cells:] = sums.ravel()
         with device.meeting():
             self._buffer = buffer = device.asarray(host)
         if isinstance(buffer, np.ndarray):
@@ -228,12 +247,12 @@ class Batch:
         self.seqlens_q, self.seqlens_k = seqlens_q, seqlens_k
         self.batch_size, self.max_blocks = size, max_blocks
         self.num_tokens, self.total_k = totals
-        self.max_seqlen_q = int(seqlens_q.max()) if size else 0
-        self.max_seqlen_k = int(seqlens_k.max()) if size else 0
-        self.num_decode = int(np.count_nonzero(seqlens_q == 1))
-        self.num_prefill = int(np.count_nonzero(seqlens_q)) - self.num_decode
+        self.max_seqlen_q, self.max_seqlen_k = (int(np.maximum.reduce(x, initial=0)) for x in (seqlens_q, seqlens_k))
+        self.num_decode = int(np.count_nonzero(seqlens_q == 1)) if self.max_seqlen_q > 1 else self.num_tokens
+        self.num_prefill = int(np.count_nonzero(seqlens_q)) - self.num_decode if self.max_seqlen_q > 1 else 0
         self.plans = Plans()
         self.finished = None
+        self.unshared = False
         self.blocks: Blocks | None = None
         self._checked: tuple[int, int, ContextParallel] | None = None
         self.notes: dict[Any, Any] = {}  # what calls have worked out for this batch
@@ -249,8 +268,8 @@ class Batch:
         Raises
         ------
         ArgumentError
-            Another device or number of sequences, other numbers of new tokens, more than there is room for, or a block table that is the
-            caller's own memory. Nothing has changed.
+            Another device or number of sequences, other numbers of new tokens, more than there is room for, a batch that is not `unshared`
+            where this one is, or a block table that is the caller's own memory. Nothing has changed.
 
         Examples
         --------
@@ -271,6 +290,8 @@ class Batch:
             raise ArgumentError("`finished` of this batch must be writable, for `assign` writes there; got a read-only array.")
         if other.finished is not None and self.finished is None:
             raise ArgumentError("`other.finished` needs a place in this batch, which was made without `finished`. Make it with flags.")
+        if self.unshared and not other.unshared:
+            raise ArgumentError("`other` must be `unshared`, as this batch was made to be; got one whose blocks may be shared.")
         if not np.array_equal(other.seqlens_q, self.seqlens_q):
             raise ArgumentError(
                 f"`other` must have this batch's numbers of new tokens, {self.seqlens_q.tolist()}; got {other.seqlens_q.tolist()}."
@@ -351,56 +372,3 @@ class Batch:
             f"Batch({self.batch_size} sequences on {self.device.name}: {self.num_tokens} new of {self.total_k} tokens, "
             f"longest {self.max_seqlen_k}; {self.max_blocks} blocks a row)"
         )
-
-
-def _flags(x: Any, size: int, device: Device) -> Any:
-    """A caller's list or array of bool, on the device."""
-    where = place(x)
-    found = listed(x, "finished", "bools") if where is None else adopt(x, devices.get("cpu") if where == "cpu" else device, "finished")
-    if found.shape != (size,) or found.dtype.name not in ("bool", "uint8"):
-        raise ArgumentError(f"`finished` must be bool of shape ({size},), one for each sequence; got {found.dtype} {tuple(found.shape)}.")
-    return device.asarray(found)
-
-
-def _lengths(x: Any, name: str, device: Device) -> Array:
-    found = _integers(x, name, 1, device)
-    lengths: Array = device.to_host(found).astype(np.int64)
-    if lengths.size and lengths.min() < 0:
-        b = int(lengths.argmin())
-        raise ArgumentError(f"`{name}` must not be negative; sequence {b} has {lengths[b]}.")
-    lengths.flags.writeable = False
-    return lengths
-
-
-def _integers(x: Any, name: str, rank: int, device: Device, columns: bool = False) -> Any:
-    """A caller's list or array of integers: a NumPy array, or one of the device."""
-    where = place(x)
-    if where is None or where == "cpu":
-        found = _listed(x, name) if where is None else adopt(x, devices.get("cpu"), name)
-        if not found.size and found.dtype.kind == "f":  # NumPy makes an empty list one of floats
-            found = found.astype(np.int64)
-        if columns and found.shape == (0,):
-            found = found.reshape(0, 0)
-    else:
-        found = adopt(x, device, name)
-    if found.ndim != rank:
-        shape = "(batch_size, max_blocks)" if rank == 2 else "(batch_size,)"
-        raise ArgumentError(f"`{name}` must have the shape {shape}; got {tuple(found.shape)}.")
-    if found.dtype.kind not in "iu":
-        raise ArgumentError(f"`{name}` must hold integers; got {found.dtype}.")
-    return found
-
-
-def _narrowed(table: Array) -> Array:
-    """A table of any integers for int32: an entry that int32 cannot hold must not wrap round to a valid one."""
-    if table.dtype == np.int32:
-        return table
-    held = np.iinfo(table.dtype)
-    return np.clip(table, max(held.min, -1), min(held.max, INT32_MAX))
-
-
-def _listed(x: Any, name: str) -> Array:
-    try:
-        return np.asarray(x)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ArgumentError(f"`{name}` must hold integers, in rows of equal length (pad with -1); NumPy says: {error}") from error

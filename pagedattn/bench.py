@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -32,12 +33,11 @@ def command(sections: Sequence[str] | None, file: Path | None, root: Path | None
 
 
 def run(sections: Sequence[str] | None = None, as_json: bool = False) -> int:
-    """Run the benchmark; its exit status. With `as_json` only the figures go to stdout."""
+    """Run the benchmark; its exit status. With `as_json` only the figures, or that there are none, go to stdout."""
     if not as_json:
         return subprocess.run(command(sections, None), cwd=ROOT, check=False).returncode
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "figures.json"
         status = subprocess.run(command(sections, file), cwd=ROOT, stdout=sys.stderr, check=False).returncode
-        if not status:
-            print(file.read_text(), end="")
+        print(json.dumps({"error": f"the benchmark ended with status {status}; stderr says why"}) if status else file.read_text().rstrip())
     return status

@@ -29,6 +29,8 @@ class Blocks(NamedTuple):
         Blocks of each sequence.
     pointers : uint64 array
         All addresses that are not 0.
+    nearest : pair of int
+        Of the sequences' blocks the two different addresses that lie closest, the lower one first; (0, 0) where there are no two.
     """
 
     base: int
@@ -36,6 +38,7 @@ class Blocks(NamedTuple):
     span: int
     counts: Array
     pointers: Array
+    nearest: tuple[int, int]
 
     @classmethod
     def of(cls, pointers: Array, cu_block_nums: Array) -> tuple[Blocks, Array]:
@@ -66,7 +69,17 @@ class Blocks(NamedTuple):
         indices = np.where(addresses == 0, -1, ((addresses - np.uint64(base)) // np.uint64(unit)).astype(np.int64)).astype(np.int32)
         for row, first, count in zip(table, nums.tolist(), counts.tolist(), strict=False):
             row[:count] = indices[first : first + count]
-        return cls(base, unit, span, np.array([int((row >= 0).cumprod().sum()) for row in table], np.int64), real), table
+        found = np.array([int((row >= 0).cumprod().sum()) for row in table], np.int64)
+        return cls(base, unit, span, found, real, _nearest(addresses[nums[0] : nums[-1]])), table
+
+    def check_apart(self, block_bytes: int) -> None:
+        """Refuse blocks that share some of their bytes; sequences may share whole ones."""
+        low, high = self.nearest
+        if 0 < high - low < block_bytes:
+            raise ArgumentError(
+                f"`block_ptrs` must be the same or {block_bytes} bytes apart, the layout's block_bytes; got {low:#x} and {high:#x}, "
+                f"{high - low} bytes apart: those blocks would overlap."
+            )
 
     def check(self, seqlens_k: Array, block_len: int) -> None:
         """Refuse a sequence with fewer blocks than its tokens fill."""
@@ -78,3 +91,11 @@ class Blocks(NamedTuple):
                 f"`block_ptrs` must bring {needed[b]} blocks for sequence {b}, {seqlens_k[b]} tokens in blocks of {block_len}; "
                 f"got {self.counts[b]} addresses that are not 0."
             )
+
+
+def _nearest(addresses: Array) -> tuple[int, int]:
+    places = np.unique(addresses[addresses != 0])
+    if len(places) < 2:
+        return 0, 0
+    i = int(np.diff(places).argmin())
+    return int(places[i]), int(places[i + 1])

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from threading import Lock
 
-from pagedattn import entry, env, nvrtc, render
+from pagedattn import entry, env, nvrtc, render, tuning
 from pagedattn import spec as specs
 from pagedattn.errors import ArgumentError, NotPrecompiledError
+from pagedattn.footprint import TILED
 from pagedattn.kernel import Kernel
 from pagedattn.spec import KernelSpec
 from pagedattn.store import Store
@@ -44,6 +45,12 @@ def build(spec: KernelSpec) -> Kernel:
 compile = build
 
 
+def level(spec: KernelSpec) -> int | None:
+    """How far the assembler optimises a kernel; None: its own default."""
+    in_order = tuning.PREFILL_IN_ORDER.get(str(spec.mma), ()) if spec.op in TILED else ()
+    return 1 if spec.head_dim in in_order else None
+
+
 def make(spec: KernelSpec, shelf: Store, *, jit: bool = True) -> Kernel:
     """The kernel of `spec` from `shelf`, else compiled and put there; `build` without the memory.
 
@@ -54,12 +61,12 @@ def make(spec: KernelSpec, shelf: Store, *, jit: bool = True) -> Kernel:
     """
     source = render.render(spec)
     headers = render.included(source)
-    recipe = entry.recipe(source, spec.arch, nvrtc.flags(spec.arch, spec.ptxas_level), nvrtc.version(), headers)
+    recipe = entry.recipe(source, spec.arch, nvrtc.flags(spec.arch, level(spec)), nvrtc.version(), headers)
     compiled, origin = shelf.get(spec.name, entry.key(recipe)), "store"
     if compiled is None:
         if not jit:
             raise NotPrecompiledError(_missing(spec, shelf))
-        compiled = nvrtc.compile(source, spec.name, spec.arch, headers, spec.ptxas_level)
+        compiled = nvrtc.compile(source, spec.name, spec.arch, headers, level(spec))
         origin = "compiled" if shelf.put(spec.name, recipe, source, compiled) else "memory"
     return Kernel(spec, source, compiled.cubin, compiled.ptx.decode(), compiled.log, compiled.seconds, origin)
 

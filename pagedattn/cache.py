@@ -178,7 +178,7 @@ class KVCache:
             if copied:
                 cells = tuple(np.transpose(copied))
                 old, lists[cells] = lists[cells], blocks[grown:]
-            batch = Batch.of_cache(self.device, lists, new, lengths, self._checked)
+            batch = Batch.of_cache(self.device, lists, new, lengths, self._checked, unshared=True)
             if copied:
                 self.device.copy_blocks(self.pool, old.tolist(), blocks[grown:].tolist())
         except BaseException:
@@ -318,8 +318,10 @@ class KVCache:
         columns, rest = np.divmod(lengths, self.layout.block_len)
         writers = np.flatnonzero((rest > 0) & (new > 0))
         blocks = self._sequences.blocks[rows[writers], columns[writers]]
-        left = dict(zip(blocks.tolist(), self._allocator.holders(blocks).tolist(), strict=True))
-        found = []
+        holders = self._allocator.holders(blocks)
+        if not (holders > 1).any():
+            return ()
+        left, found = dict(zip(blocks.tolist(), holders.tolist(), strict=True)), []
         for i, block in zip(writers.tolist(), blocks.tolist(), strict=True):
             left[block] -= 1
             if left[block]:

@@ -59,6 +59,8 @@ def batch_of(cache: KVCache, batch: Batch, cp: ContextParallel | None = None) ->
     """A block table that fits the cache's blocks."""
     cp = cp or WHOLE
     batch.check_width(cache.layout.block_len, cp)
+    if batch.blocks is not None:
+        batch.blocks.check_apart(cache.layout.block_bytes)
     if cache.device.arch is None or batch.beyond_int32 or env.check_enabled():
         batch.check_cache(cache.layout, cache.pool.shape[0], cp)
 

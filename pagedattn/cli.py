@@ -1,4 +1,7 @@
-"""The `pagedattn` command. Exit status: 0 success, 1 an error or a finding, 2 wrong usage, 130 interrupted."""
+"""The `pagedattn` command. Exit status: 0 success, 1 an error or a finding, 2 wrong usage, 130 interrupted.
+
+With --json stdout holds one JSON value whatever happens: an error is {"error": text}. Wrong usage alone stays argparse's text on stderr.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pagedattn
+from pagedattn import tune_command
+from pagedattn.argument_types import names, numbers
 from pagedattn.errors import PagedAttnError
+
+SHAPE = ("num_heads", "num_kv_heads", "head_dim", "dtype", "kv_dtype", "device")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except PagedAttnError as error:
-        print(f"pagedattn: {error}", file=sys.stderr)
+        _complain(str(error), arguments)
         return 1
     except KeyboardInterrupt:
-        print("pagedattn: interrupted", file=sys.stderr)
+        _complain("interrupted", arguments)
         return 130
     except BrokenPipeError:  # the reader has seen enough (| head); nothing may be written when Python closes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,24 +60,19 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed, the same text; default: %(default)s")
 
     precompile = command("precompile", _precompile, "compile kernels into the store; no GPU is needed")
-    precompile.add_argument("--arch", type=_names, metavar="SM,...", help="targets such as sm_80,sm_90; default: all that the compiler has")
-    precompile.add_argument("--dtype", type=_names, metavar="T,...", help="float16, bfloat16; default: both (float16 only below sm_80)")
+    precompile.add_argument("--arch", type=names, metavar="SM,...", help="targets such as sm_80,sm_90; default: all that the compiler has")
+    precompile.add_argument("--dtype", type=names, metavar="T,...", help="float16, bfloat16; default: both (float16 only below sm_80)")
     precompile.add_argument(
-        "--kv-dtype", type=_names, metavar="T,...", help="what the cache stores: float16, bfloat16, int8, int4; default: all"
+        "--kv-dtype", type=names, metavar="T,...", help="what the cache stores: float16, bfloat16, int8, int4; default: all"
     )
-    precompile.add_argument("--head-dim", type=_numbers, metavar="D,...", help="default: all")
-    precompile.add_argument("--op", type=_names, metavar="OP,...", help="decode, prefill, append, gather, merge; default: all")
+    precompile.add_argument("--head-dim", type=numbers, metavar="D,...", help="default: all")
+    precompile.add_argument("--op", type=names, metavar="OP,...", help="decode, prefill, append, gather, merge; default: all")
     precompile.add_argument("--jobs", type=int, metavar="N", help="processes; default: one per core")
     precompile.add_argument("--out", metavar="DIR", help="the store to fill; default: the user's own")
     precompile.add_argument("--no-progress", action="store_true", help="no progress bar")
 
     warmup = command("warmup", _warmup, "build and load the kernels for a model's shape on this GPU")
-    warmup.add_argument("--num-heads", type=int, required=True, metavar="N", help="query heads")
-    warmup.add_argument("--num-kv-heads", type=int, required=True, metavar="N", help="KV heads")
-    warmup.add_argument("--head-dim", type=int, required=True, metavar="D", help="elements of a head")
-    warmup.add_argument("--dtype", default="float16", metavar="T", help="float16 or bfloat16; default: %(default)s")
-    warmup.add_argument("--kv-dtype", metavar="T", help="what the cache stores: int8 or int4; default: the dtype")
-    warmup.add_argument("--device", help="cuda, cuda:N, cpu or interpreter; default: a GPU if one is usable")
+    _shape(warmup)
 
     store = commands.add_parser("store", help="look after the compiled kernels", description="Look after the compiled kernels.")
     actions = store.add_subparsers(metavar="ACTION", required=True)
@@ -96,12 +98,31 @@ def _parser() -> argparse.ArgumentParser:
     }.items():
         what.add_argument(f"--{flag}", dest="what", action="store_const", const=flag, help=text)
 
+    explain = command("explain", _explain, "which kernels and tiles a call of a shape would use, and why")
+    _shape(explain)
+    explain.add_argument("--seqlens-k", type=numbers, required=True, metavar="N,...", help="all tokens of each sequence")
+    explain.add_argument("--seqlens-q", type=numbers, metavar="N,...", help="those of them that are new; default: one of each")
+    explain.add_argument("--block-len", type=int, default=64, metavar="N", help="tokens of a block; default: %(default)s")
+
+    tune = command("tune", _tune, "measure which tiles serve this GPU best, and keep what beats the shipped table")
+    tune_command.add_options(tune)
+
     doctor = command("doctor", _doctor, "what is here, and does it work")
     bench = command("bench", _bench, "measure on the GPU; in a checkout")
-    bench.add_argument("--only", type=_names, metavar="SECTION,...", help="decode, prefill, host, build; default: all")
-    for readable in (demo, precompile, warmup, *stores, show, doctor, bench):
+    bench.add_argument("--only", type=names, metavar="SECTION,...", help="of build, host, decode, splits, prefill, peers, scale")
+    for readable in (demo, precompile, warmup, *stores, show, explain, tune, doctor, bench):
         readable.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _shape(command: argparse.ArgumentParser) -> None:
+    """The options that say what a model's calls look like."""
+    command.add_argument("--num-heads", type=int, required=True, metavar="N", help="query heads")
+    command.add_argument("--num-kv-heads", type=int, required=True, metavar="N", help="KV heads")
+    command.add_argument("--head-dim", type=int, required=True, metavar="D", help="elements of a head")
+    command.add_argument("--dtype", default="float16", metavar="T", help="float16 or bfloat16; default: %(default)s")
+    command.add_argument("--kv-dtype", metavar="T", help="what the cache stores: int8 or int4; default: the dtype")
+    command.add_argument("--device", help="cuda, cuda:N, cpu or interpreter; default: a GPU if one is usable")
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -130,8 +151,7 @@ def _precompile(arguments: argparse.Namespace) -> int:
 def _warmup(arguments: argparse.Namespace) -> int:
     from pagedattn.warmup import warmup
 
-    shape = {name: getattr(arguments, name) for name in ("num_heads", "num_kv_heads", "head_dim", "dtype", "kv_dtype", "device")}
-    warmth = warmup(**shape)
+    warmth = warmup(**{name: getattr(arguments, name) for name in SHAPE})
     _print(warmth.to_dict() if arguments.json else warmth)
     return 0
 
@@ -223,6 +243,19 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _explain(arguments: argparse.Namespace) -> int:
+    from pagedattn.explain import explain_shape
+
+    told = explain_shape(**{name: getattr(arguments, name) for name in (*SHAPE, "seqlens_k", "seqlens_q", "block_len")})
+    _print(told.to_dict() if arguments.json else told)
+    return 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    _print(tune_command.run(arguments))
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     from pagedattn.doctor import examine
 
@@ -237,19 +270,12 @@ def _bench(arguments: argparse.Namespace) -> int:
     return bench.run(arguments.only, arguments.json)
 
 
+def _complain(text: str, arguments: argparse.Namespace) -> None:
+    if getattr(arguments, "json", False):
+        _print({"error": text})
+    else:
+        print(f"pagedattn: {text}", file=sys.stderr)
+
+
 def _print(value: Any) -> None:
     print(json.dumps(value, indent=1) if isinstance(value, (dict, list)) else value)
-
-
-def _names(text: str) -> list[str]:
-    names = [name for name in text.split(",") if name]
-    if not names:
-        raise argparse.ArgumentTypeError(f"must name at least one, or be left out; got {text!r}")
-    return names
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(number) for number in _names(text)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be integers such as 64,128; got {text!r}") from None

@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pagedattn import arch as archs
-from pagedattn import params
+from pagedattn import params, tuned
 from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.spec import SPLITS, KernelSpec, decode_heads
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pagedattn.problem import Problem
 
 _LOG2_E = 1.4426950408889634
-_TILES_PER_PART = 8  # key tiles below which sharing them out costs more than it brings
-_MAX_PARTS = 16
 
 
 class Target(Protocol):
@@ -31,6 +29,8 @@ class Target(Protocol):
     def arch(self) -> Arch | None: ...
     @property
     def source(self) -> Arch | None: ...
+    @property
+    def model(self) -> str: ...
     @property
     def sm_count(self) -> int: ...
     def address(self, x: Any) -> int: ...
@@ -60,25 +60,35 @@ def spec_for(
     heads: int | None = None,
     splits: str | None = None,
     adjusted: bool = False,
+    model: str = "",
+    fused: bool = False,
 ) -> KernelSpec:
-    """The spec of an operation that target `source` ships, compiled for `arch`."""
+    """The spec of an operation that target `source` ships, compiled for `arch`; on GPUs called `model` with the row tuned there."""
     of = archs.parse(source)
     mma = of.mma if op in ("decode", "prefill", "varlen") else None
-    return KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits, adjusted=adjusted)
+    spec = KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits, adjusted=adjusted, fused=fused)
+    return tuned.taken(spec, model)
 
 
-def _spec(
-    op: str, layout: BlockLayout, device: Target, heads: int | None = None, splits: str | None = None, adjusted: bool = False
-) -> KernelSpec:
+def forget() -> None:
+    """Empty what this process knows of tuned rows: the next call looks for their file again."""
+    tuned.forget()
+    spec_for.cache_clear()
+
+
+def _spec(op: str, layout: BlockLayout, device: Target, **variant: Any) -> KernelSpec:
     assert device.arch is not None
     assert device.source is not None
     assert layout.kv_dtype is not None
     arch, source = device.arch.name, device.source.name
-    return spec_for(op, layout.dtype, layout.kv_dtype, layout.head_dim, arch, source, heads, splits, adjusted)
+    return spec_for(op, layout.dtype, layout.kv_dtype, layout.head_dim, arch, source, model=device.model, **variant)
 
 
 def select(problem: Problem, device: Target) -> list[Launch]:
-    """The launches of a problem, in order. Arrays of the problem count by shape and strides, not by address, and its layer not at all."""
+    """The launches of a problem, in order. Arrays of the problem count by shape and strides, not by address, and its layer not at all.
+
+    An attention that has `k` and `v` is a decode step that writes them: `fusion.fuses`.
+    """
     batch = problem.batch
     if problem.op in ("attention", "varlen"):
         values = {**_cache_values(problem, device), **_query_values(problem)}
@@ -182,21 +192,22 @@ def _token_stride(x: Any) -> int:
 
 
 @cache
-def _pack_size(group_size: int, head_dim: int, kv_dtype: str, mma: str) -> int:
+def pack_size(group_size: int, head_dim: int, kv_dtype: str, mma: str) -> int:
     """The smallest pack that holds a group, else the largest there is."""
     sizes = decode_heads(head_dim, kv_dtype, mma)
     return next((n for n in sizes if n >= group_size), sizes[-1])
 
 
-def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch) -> list[KernelSpec]:
-    """Every kernel that calls with so many query heads on caches of a layout can ask for."""
+def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch, model: str = "") -> list[KernelSpec]:
+    """Every kernel that calls with so many query heads on caches of a layout can ask for, on a GPU called `model`."""
     stored = str(layout.kv_dtype)
-    heads = _pack_size(num_heads // layout.num_kv_heads, layout.head_dim, stored, source.mma)
+    heads = pack_size(num_heads // layout.num_kv_heads, layout.head_dim, stored, source.mma)
     common = (layout.dtype, stored, layout.head_dim, arch.name, source.name)
     return [
-        *(spec_for(op, *common) for op in ("append", "gather", "prefill")),
-        spec_for("prefill", *common, adjusted=True),
-        *(spec_for("decode", *common, heads, splits) for splits in SPLITS),
+        *(spec_for(op, *common, model=model) for op in ("append", "gather", "prefill")),
+        spec_for("prefill", *common, adjusted=True, model=model),
+        *(spec_for("decode", *common, heads, splits, model=model) for splits in SPLITS),
+        *([spec_for("decode", *common, heads, "flat", model=model, fused=True)] if source.family == "sm80" else ()),
         spec_for("merge", layout.dtype, layout.dtype, layout.head_dim, arch.name, source.name),
     ]
 
@@ -207,19 +218,23 @@ def cut_tile(layout: BlockLayout, source: Arch | None) -> int:
 
 
 def plan_decode(
-    device: Target, layout: BlockLayout, group_size: int, batch: Batch, num_splits: int, cp: ContextParallel = WHOLE
+    device: Target,
+    layout: BlockLayout,
+    group_size: int,
+    batch: Batch,
+    num_splits: int,
+    cp: ContextParallel = WHOLE,
+    fused: bool = False,
 ) -> tuple[KernelSpec, int, int, int]:
     """Decode's spec, grid, head packs per KV head, and places for pieces (per segment where sequences are cut, else in all)."""
     assert device.source is not None
-    heads = _pack_size(group_size, layout.head_dim, str(layout.kv_dtype), device.source.mma)
+    heads = pack_size(group_size, layout.head_dim, str(layout.kv_dtype), device.source.mma)
     packs = -(-group_size // heads)
     if num_splits == 0:
-        spec = _spec("decode", layout, device, heads, "flat")
+        spec = _spec("decode", layout, device, heads=heads, splits="flat", fused=fused)
         grid = device.sm_count * (spec.min_ctas or 1)
-        # A CTA leaves a piece of the segment it found begun and one of the segment it left, at most; so does a warp, which finds no place
-        # in shared memory for some of them.
-        return spec, grid, packs, grid * (2 + (2 - spec.shared_pieces) * (spec.warps or 0))
-    spec = _spec("decode", layout, device, heads, "cut")
+        return spec, grid, packs, grid * spec.cta_pieces
+    spec = _spec("decode", layout, device, heads=heads, splits="cut")
     places = num_splits if num_splits > 0 else max(1, -(-cp.own(batch.max_seqlen_k) // -num_splits))
     items = batch.batch_size * layout.num_kv_heads * packs * places
     return spec, -(-items // (spec.warps or 1)), packs, places
@@ -245,12 +260,15 @@ def plan_prefill(
     pack = head_pack(spec, num_heads // layout.num_kv_heads, batch.max_seqlen_q)
     tiles = num_heads // pack * batch.batch_size * -(-batch.max_seqlen_q // (spec.cta_q // pack))
     room = device.sm_count * (spec.min_ctas or 1) // max(tiles, 1)
-    parts = 1 if num_splits else max(1, min(room, cp.own(batch.max_seqlen_k) // (spec.cta_s * _TILES_PER_PART), _MAX_PARTS))
+    row = tuned.prefill_row(spec, device.model)
+    parts = 1 if num_splits else max(1, min(room, cp.own(batch.max_seqlen_k) // (spec.cta_s * row.part_tiles), row.most_parts))
     return spec, tiles, pack, parts
 
 
 def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
-    spec, grid, packs, places = plan_decode(device, problem.layout, values["group_size"], problem.batch, problem.num_splits, problem.cp)
+    spec, grid, packs, places = plan_decode(
+        device, problem.layout, values["group_size"], problem.batch, problem.num_splits, problem.cp, problem.k is not None
+    )
     segments = problem.batch.batch_size * problem.layout.num_kv_heads * packs
     pieces = places if problem.num_splits == 0 else places * segments
     splits = problem.num_splits

@@ -29,6 +29,11 @@ def check_enabled() -> bool:
     return _flag("PAGEDATTN_CHECK", False)
 
 
+def tuned_enabled() -> bool:
+    """False under PAGEDATTN_TUNED=0: GPUs use the shipped tuning table, whatever `pagedattn tune` has found."""
+    return _flag("PAGEDATTN_TUNED", True)
+
+
 def plain_terminal() -> bool:
     """True under NO_COLOR (no-color.org) and on TERM=dumb: no escape sequences."""
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"

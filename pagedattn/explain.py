@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pagedattn import checks, dispatch
+import numpy as np
+
+from pagedattn import checks, dispatch, dtypes, tuned
 from pagedattn.arrays import adopt, stream_of
+from pagedattn.batch import Batch
+from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, PagedAttnError
 from pagedattn.extras import resolve
+from pagedattn.fusion import fuses
 from pagedattn.layout import BlockLayout
 from pagedattn.ops import paged_attention
 from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.spec import KernelSpec
-from pagedattn.values import flag
+from pagedattn.values import flag, whole
 
 if TYPE_CHECKING:
-    from pagedattn.batch import Batch
-    from pagedattn.cache import KVCache
     from pagedattn.devices.base import Device
 
 # the call's own keywords, with their defaults
@@ -28,11 +32,12 @@ _OPTIONS = ("rope", "q_bias", "k_bias", "v_bias", "logn_max_position", "alibi_sl
 
 @dataclass(frozen=True)
 class Step:
-    """One launch: the kernel, its grid and the reason for it. `spec` is None where NumPy computes."""
+    """One launch: the kernel, its grid and the reason for it. `spec` is None where NumPy computes; `row` is empty where none was chosen."""
 
     spec: KernelSpec | None
     grid: int
     reason: str
+    row: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,19 @@ class Explanation:
             lines.append(f"  {step.spec.name if step.spec else 'NumPy'}")
             if step.spec:
                 lines.append(f"    {step.grid} CTAs of {step.spec.threads} threads, {step.spec.shared_bytes} bytes of shared memory each")
+            if step.row:
+                lines.append(f"    tile: {step.row}")
             lines.append(f"    {step.reason}")
         if not self.steps:
             lines.append("  nothing: the batch has no queries")
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def to_dict(self) -> dict[str, Any]:
+        """The explanation as plain data."""
+        steps = [{"kernel": s.spec.name if s.spec else None, "grid": s.grid, "row": s.row, "reason": s.reason} for s in self.steps]
+        return {"device": self.device, "family": self.family, "steps": steps}
 
     def _repr_html_(self) -> str:
         from html import escape  # here and not above: `import pagedattn` stays quick
@@ -67,7 +79,8 @@ def explain(q: Any, cache: KVCache, batch: Batch, **keywords: Any) -> Explanatio
 
     Nothing is compiled or launched, and nothing written. The arguments are checked as the call checks them; keywords are the call's. With a
     `mask`, prefill takes every sequence; with that, `softcap` or `alibi_slopes` it has kernels of its own. Rows of `k` and `v`, and queries
-    that `rope`, `q_bias` or `logn_max_position` change, take a launch of append first.
+    that `rope`, `q_bias` or `logn_max_position` change, take a launch of append first, but where decode writes the rows itself. A tile is
+    a row of the shipped tuning table, or of the file that `pagedattn tune` has left for GPUs of this name.
 
     Raises
     ------
@@ -94,32 +107,66 @@ def explain(q: Any, cache: KVCache, batch: Batch, **keywords: Any) -> Explanatio
         return Explanation(device.name, (Step(None, 0, f"device 'cpu' computes with NumPy: {counts}"),) if batch.num_tokens else ())
     group = call.num_heads // layout.num_kv_heads
     steps = []
-    if batch.num_tokens and call.appends:
+    if batch.num_tokens and call.appends and not call.fused:
         assert device.source is not None
         common = (layout.dtype, str(layout.kv_dtype), layout.head_dim, device.arch.name, device.source.name)
         steps.append(Step(dispatch.spec_for("append", *common), batch.num_tokens, f"append first: it {call.appends}, a CTA for each token"))
     if batch.num_decode and not call.masked:  # only prefill reads masks
-        spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, call.splits, call.cp)  # type: ignore[arg-type]
-        how = {
-            True: "one list of key tiles, balanced over one wave of CTAs",
-            False: f"every sequence cut by num_splits={keywords.get('num_splits')!r}",
-        }[call.splits == 0]
-        steps.append(
-            Step(
-                spec, grid, f"{counts}; decode reads K and V once for {min(group, spec.heads or 0)} of {group} heads ({packs} packs); {how}"
-            )
-        )
+        spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, call.splits, call.cp, call.fused)  # type: ignore[arg-type]
+        cuts = f"every sequence cut by num_splits={keywords.get('num_splits')!r}"
+        how = cuts if call.splits else "one list of key tiles, balanced over one wave of CTAs"
+        reads = f"reads K and V once for {min(group, spec.heads or 0)} of {group} heads ({packs} packs)"
+        writes = "writes the rows of k and v and " if call.fused else ""
+        steps.append(Step(spec, grid, f"{counts}; decode {writes}{reads}; {how}", _row(spec, device)))
     if batch.num_prefill or (call.masked and batch.num_decode):
         chosen = dispatch.plan_prefill(device, layout, call.num_heads, batch, call.splits, adjusted=call.adjusted, cp=call.cp)  # type: ignore[arg-type]
         spec, tiles, pack, parts = chosen
         assert spec.cta_q is not None
         how = f"; {parts} CTAs share the keys of each" if parts > 1 else ""
-        steps.append(Step(spec, tiles * parts, f"{counts}; prefill in {tiles} tiles of {spec.cta_q // pack} tokens x {pack} heads{how}"))
+        reason = f"{counts}; prefill in {tiles} tiles of {spec.cta_q // pack} tokens x {pack} heads{how}"
+        steps.append(Step(spec, tiles * parts, reason, _row(spec, device)))
     return Explanation(device.name, tuple(steps), _family(device))
 
 
+def explain_shape(
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    seqlens_k: Sequence[int],
+    seqlens_q: Sequence[int] | None = None,
+    block_len: int = 64,
+    dtype: str = "float16",
+    kv_dtype: str | None = None,
+    device: str | Device | None = None,
+) -> Explanation:
+    """`explain` without arrays: for sequences of so many tokens, of which `seqlens_q` are new, None: one of each.
+
+    Examples
+    --------
+    >>> print(explain_shape(num_heads=8, num_kv_heads=2, head_dim=64, seqlens_k=[100], device="interpreter:sm_90"))
+    on interpreter:sm_90: the SM80 family (mma.m16n8k16), for sm_90 has cp.async and mma.m16n8k16
+      decode_f16_kvf16_d64_h8_s16x3_w12_flat_sm90
+        2 CTAs of 384 threads, 172800 bytes of shared memory each
+        tile: warps=12, stages=3, cta_s=16; row 1 of 3 of the shipped table
+        1 sequences with one query, 0 with more; decode reads K and V once for 4 of 4 heads (1 packs); one list of key tiles, balanced ...
+    """
+    kind: dict[str, Any] = {"head_dim": head_dim, "block_len": block_len, "dtype": dtype, "kv_dtype": kv_dtype, "device": device}
+    cache = KVCache(1, num_kv_heads=num_kv_heads, **kind)  # of one block, which every sequence names: nothing is read
+    new = [1] * len(seqlens_k) if seqlens_q is None else list(seqlens_q)
+    widest = max([-(-n // block_len) for n in seqlens_k], default=1)
+    batch = Batch(np.zeros((len(seqlens_k), max(widest, 1)), np.int32), new, list(seqlens_k), device=cache.device)
+    heads = whole(num_heads)
+    if heads is None or heads < 1:
+        raise ArgumentError(f"`num_heads` must be a positive integer; got {num_heads!r}.")
+    return explain(cache.device.zeros((batch.num_tokens, heads, head_dim), dtypes.of(dtype).numpy), cache, batch)
+
+
 class _Call(NamedTuple):
-    """Of a call that was found good, what the choice of kernels follows from; `appends` says what goes through append, if anything."""
+    """Of a call that was found good, what the choice of kernels follows from.
+
+    `appends` says what changes or is written before attention, if anything; `fused` whether decode's launch does that.
+    """
 
     num_heads: int
     splits: int
@@ -127,6 +174,7 @@ class _Call(NamedTuple):
     adjusted: bool
     appends: str
     cp: ContextParallel
+    fused: bool
 
 
 def _checked(q: Any, cache: KVCache, batch: Batch, **given: Any) -> _Call:
@@ -170,7 +218,15 @@ def _checked(q: Any, cache: KVCache, batch: Batch, **given: Any) -> _Call:
     appends = ["writes the rows of k and v"] if k is not None else []
     if extras.prepares("attention"):
         appends.append("turns, biases or scales the queries")
-    return _Call(rows.shape[1], splits, extras.mask is not None, cap is not None or extras.adjusts, " and ".join(appends), cp)
+    masked, adjusted = extras.mask is not None, cap is not None or extras.adjusts
+    fused = k is not None and fuses(device, cache.layout, rows.shape[1], batch, splits, extras, cp)  # type: ignore[arg-type]
+    return _Call(rows.shape[1], splits, masked, adjusted, " and ".join(appends), cp, fused)
+
+
+def _row(spec: KernelSpec, device: Device) -> str:
+    """What the tuning table says for a spec, and whose word that is."""
+    row = tuned.row_of(spec, device.model)
+    return f"{', '.join(f'{name}={value}' for name, value in row.tile._asdict().items())}; {row.origin}"
 
 
 def _family(device: Device) -> str:

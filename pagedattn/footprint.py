@@ -105,6 +105,15 @@ class Footprint:
         return 0
 
     @property
+    def cta_pieces(self) -> int:
+        """Pieces of a CTA that may lie in the workspace, unless the caller says how sequences are cut.
+
+        Prefill: one. Decode: one of the segment that a CTA found begun and one of the segment that it left; so does each warp, of the
+        pieces that find no place in shared memory.
+        """
+        return 1 if self.op in TILED else 2 + (2 - self.shared_pieces) * (self.warps or 0)
+
+    @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a CTA."""
         if self.op == "decode":

@@ -11,6 +11,7 @@ from pagedattn import checks, dispatch, dtypes
 from pagedattn.arrays import adopt, give_back, room_like, stream_of
 from pagedattn.errors import ArgumentError
 from pagedattn.extras import resolve
+from pagedattn.fusion import fuses
 from pagedattn.parallel import WHOLE
 from pagedattn.problem import Extras, Problem
 from pagedattn.values import flag
@@ -173,7 +174,8 @@ def paged_attention(
     batch : Batch
         The sequences; their keys and values are in the cache, unless `k` and `v` bring them.
     k, v : array (num_tokens, num_kv_heads, head_dim), optional
-        New rows to append first.
+        New rows to append first; a decode step of a batch that is `unshared` writes them and attends in one launch where it can:
+        `explain` says so.
     layer : int
         The cache's layer.
     softmax_scale : float, optional
@@ -265,6 +267,8 @@ def paged_attention(
     else:
         target = adopt(out, device, "out", stream=stream, written=True)
         like = (target.shape, target.strides, target.dtype)
+    if (k is None) != (v is None):
+        raise ArgumentError(f"`k` and `v` must come together; got only `{'v' if k is None else 'k'}`.")
     extras, asked, seen = None, None, rows
     if not (rope is q_bias is k_bias is v_bias is logn_max_position is alibi_slopes is mask is batch.finished is None):
         if k is None and not (k_bias is v_bias is None):
@@ -289,22 +293,28 @@ def paged_attention(
         asked = extras.packed("attention", device.address) if device.arch else b""
         if device.arch is not None and extras.prepares("attention"):
             seen = _place_of_queries(rows, cache, batch, stream)
-    key = (layout, rows.shape, rows.strides, rows.dtype, like, scale, causal, window, cap, splits, asked, cp)
+    new_k, new_v, given = None, None, None
+    if k is not None and rows.ndim == 3 and fuses(device, layout, rows.shape[1], batch, splits, extras, cp):  # type: ignore[arg-type]
+        new_k, new_v = adopt(k, device, "k", stream=stream), adopt(v, device, "v", stream=stream)
+        given = new_k.shape, new_k.strides, new_k.dtype, new_v.shape, new_v.strides, new_v.dtype
+    key = (layout, rows.shape, rows.strides, rows.dtype, like, given, scale, causal, window, cap, splits, asked, cp)
     plan = batch.plans.get(key)
-    if plan is None or device.address(rows) % _ROW_ALIGNMENT or (target is not None and device.address(target) % _ROW_ALIGNMENT):
+    if plan is None or any(x is not None and device.address(x) % _ROW_ALIGNMENT for x in (rows, target, new_k, new_v)):
         plan = None
         checks.batch_of(cache, batch, cp)
         checks.queries(rows, cache, batch)
         if target is not None:
             checks.output(target, cache, rows.shape)
+        if given is not None:
+            shape = (batch.num_tokens, layout.num_kv_heads, layout.head_dim)
+            checks.rows(new_k, cache, "k", shape)
+            checks.rows(new_v, cache, "v", shape)
     if sinks is not None:
         sinks = checks.sinks(sinks, cache, rows.shape[1], stream)
         if cp is not None and cp.rank:  # once for all ranks
             sinks = None
     if lse is not None:
         room = checks.lse(lse, cache, rows.shape[:2], stream)
-    if (k is None) != (v is None):
-        raise ArgumentError(f"`k` and `v` must come together; got only `{'v' if k is None else 'k'}`.")
     if target is None:
         target = _made(rows.shape, rows.dtype, 0, cache, batch, stream)
     if lse is None:
@@ -319,6 +329,8 @@ def paged_attention(
             layer,
             batch,
             q=seen,
+            k=new_k,
+            v=new_v,
             out=target,
             lse=room,
             sinks=sinks,
@@ -338,10 +350,10 @@ def paged_attention(
         require(workspace.nbytes, dispatch.select(problem, device) if plan is None else plan)  # type: ignore[arg-type]
     if seen is not rows:
         _append(k, v, cache, batch, layer, extras, stream, cp, rows, seen)
-    elif k is not None:
+    elif k is not None and given is None:
         _append(k, v, cache, batch, layer, extras, stream, cp)
     if plan is not None:
-        device.follow(plan, (seen, None, None, target, room, sinks), batch.pool_of(cache), layer, stream, workspace)
+        device.follow(plan, (seen, new_k, new_v, target, room, sinks), batch.pool_of(cache), layer, stream, workspace)
     else:
         device.run(problem)
     result = give_back(target, q) if out is None else out

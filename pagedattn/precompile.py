@@ -146,20 +146,32 @@ def precompile(
     >>> len(report.compiled) + len(report.reused), report.failed
     (1, {})
     """
-    if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
-        raise ArgumentError(f"`jobs` must be a positive integer or None; got {jobs!r}.")
-    specs = _selected(_listed(archs), _listed(dtypes), _listed(head_dims), _listed(ops), _listed(kv_dtypes))
+    processes = workers(jobs)
+    specs = _selected(listed(archs), listed(dtypes), listed(head_dims), listed(ops), listed(kv_dtypes))
     from pagedattn.store import Store  # here and not above: `import pagedattn` stays quick
 
     shelf = Store() if out is None else Store(out, layers=())  # a folder that was asked for holds all, whatever layers there are
     if why := shelf.why_unwritable():
         raise UnsupportedError(f"the store at {shelf.path} must be writable to be filled; {why}. Set PAGEDATTN_HOME, or name another.")
     start = time.perf_counter()
-    found = {o.name: o for o in _with_bar(_outcomes(specs, shelf, min(jobs or os.cpu_count() or 1, len(specs))), len(specs), progress)}
+    found = fill(specs, shelf, processes, progress)
     return PrecompileReport(shelf.path, tuple(found[s.name] for s in specs), time.perf_counter() - start)
 
 
-def _listed(values: Any) -> list[Any] | None:
+def workers(jobs: int | None) -> int:
+    """How many processes compile: `jobs`, or one per core."""
+    if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
+        raise ArgumentError(f"`jobs` must be a positive integer or None; got {jobs!r}.")
+    return jobs or os.cpu_count() or 1
+
+
+def fill(specs: list[KernelSpec], shelf: Store, processes: int, progress: bool) -> dict[str, Outcome]:
+    """Compile kernels into a store; what became of each, by name."""
+    return {o.name: o for o in _with_bar(_outcomes(specs, shelf, min(processes, len(specs))), len(specs), progress)}
+
+
+def listed(values: Any) -> list[Any] | None:
+    """A parameter that may be one value, several, or None for all."""
     return None if values is None else [values] if isinstance(values, (str, int)) else list(values)
 
 

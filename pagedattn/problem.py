@@ -66,6 +66,11 @@ class Extras:
         return bool(self.logn_max_position) or not (self.rope_table is self.q_bias is None)
 
     @property
+    def reshapes(self) -> bool:
+        """Whether any rows change on their way in."""
+        return self.prepares("append") or self.prepares("attention")
+
+    @property
     def adjusts(self) -> bool:
         """Whether scores change before the softmax."""
         return not (self.alibi_slopes is self.mask is None)
@@ -106,7 +111,8 @@ class Problem:
     q, out : array, optional
         (num_tokens, num_heads, head_dim). "append": queries that change on their way to attention, and where they go.
     k, v : array, optional
-        New rows to append, (num_tokens, num_kv_heads, head_dim); for "gather" where the (total_k, ...) rows go.
+        New rows to append, (num_tokens, num_kv_heads, head_dim), in "attention" by its own launch; for "gather" where the (total_k, ...)
+        rows go.
     lse : array, optional
         float32 (num_tokens, num_heads) to fill; None: not wanted.
     sinks : array, optional

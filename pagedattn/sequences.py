@@ -91,7 +91,7 @@ class SequenceTable:
 
     def row_of(self, sequence: int) -> int:
         """The row of one sequence; ArgumentError if there is no such sequence."""
-        if not isinstance(sequence, (int, np.integer)) or sequence not in self._rows:
+        if not self._is_known(sequence):
             raise ArgumentError(self._unknown(sequence))
         return self._rows[sequence]
 
@@ -101,14 +101,17 @@ class SequenceTable:
             ids = list(sequences)
         except TypeError:
             raise ArgumentError(f"`sequences` must be a list of ids; got {sequences!r}.") from None
-        find = self._rows.get
-        rows = [find(s, -1) if isinstance(s, (int, np.integer)) else -1 for s in ids]
-        if -1 in rows:
-            raise ArgumentError(self._unknown(ids[rows.index(-1)]))
+        known = set(map(type, ids)) <= {int} or all(isinstance(s, (int, np.integer)) for s in ids)
+        rows = list(map(self._rows.get, ids)) if known else [self._rows[s] if self._is_known(s) else None for s in ids]
+        if None in rows:
+            raise ArgumentError(self._unknown(ids[rows.index(None)]))
         if len(set(rows)) != len(rows):
             twice = next(s for i, s in enumerate(ids) if s in ids[:i])
             raise ArgumentError(f"`sequences` must name each sequence once; {twice} is there more than once.")
         return np.array(rows, np.intp)
+
+    def _is_known(self, sequence: object) -> bool:
+        return isinstance(sequence, (int, np.integer)) and sequence in self._rows
 
     def _unknown(self, sequence: object) -> str:
         return f"a sequence must be an id from new_sequence() or fork() that has not been freed; got {sequence!r}. {len(self)} are alive."
@@ -132,6 +135,6 @@ def counts(num_new: Sequence[int], size: int) -> Array:
         return np.zeros(0, np.int64)
     if found.dtype.kind not in "iu":
         raise ArgumentError(f"`num_new` must hold integers; got {found.dtype}.")
-    if found.min() < 0 or found.max() >= 2**31:
+    if np.minimum.reduce(found) < 0 or np.maximum.reduce(found) >= 2**31:
         raise ArgumentError(f"`num_new` must lie in 0 .. 2**31-1; got {found.tolist()}.")
     return found.astype(np.int64)

@@ -54,9 +54,10 @@ class KernelSpec(Footprint):
         Decode: query heads that read K and V together, 8 or 16.
     splits : str, optional
         Decode: "flat" balances one list of tiles over the GPU, "cut" cuts every sequence alike.
-
     adjusted : bool
         Prefill, varlen: scores change before the softmax, by softcap, ALiBi or a mask.
+    fused : bool
+        Decode, flat, SM80 family: the launch also writes the new tokens' rows.
 
     Raises
     ------
@@ -87,6 +88,7 @@ class KernelSpec(Footprint):
     heads: int | None = None
     splits: str | None = None
     adjusted: bool = False
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.op, str) or self.op not in OPS:
@@ -99,7 +101,7 @@ class KernelSpec(Footprint):
             nearest = min(HEAD_DIMS, key=lambda d: abs(d - self.head_dim))
             raise UnsupportedError(f"`head_dim` must be one of {HEAD_DIMS}; got {self.head_dim}. The nearest is {nearest}.")
         self._resolve_source(target)
-        self._set(adjusted=flag(self.adjusted, "adjusted"))
+        self._set(adjusted=flag(self.adjusted, "adjusted"), fused=flag(self.fused, "fused"))
         if self.adjusted and self.op not in TILED:
             raise ArgumentError(f"`adjusted` means nothing for op {self.op!r}; got {self.adjusted!r}. Leave it False.")
         if self.op == "decode":
@@ -109,6 +111,8 @@ class KernelSpec(Footprint):
         else:
             self._clear("cta_s", "cta_q", "stages", "heads", "splits")
             self._set(warps=self.warps or tuning.COPY_WARPS, min_ctas=self.min_ctas or 1)
+        if self.fused and (self.splits != "flat" or self.family != "sm80"):
+            raise ArgumentError("`fused` must be False but for decode with splits 'flat' of family 'sm80'; got True. Launch append first.")
         if self.threads > 1024:
             raise ArgumentError(f"a CTA has at most 32 warps; got warps={self.warps}.")
         if not self._fits():
@@ -165,8 +169,8 @@ class KernelSpec(Footprint):
         tile = 32 if self.quantised or self.mma == "m8n8k4" else 16
         if self.cta_s not in (None, tile):
             raise ArgumentError(f"`cta_s` of this decode kernel must be {tile}; got {self.cta_s}.")
-        rows = tuning.DECODE_OF[str(self.mma)].get((self.head_dim, self.heads, dtypes.of(self.kv_dtype).bits))
-        if rows is None:
+        rows = tuning.rows(str(self.mma), self.key)
+        if not rows:
             raise UnsupportedError(f"a pack must be of 8 heads for head_dim {self.head_dim} in {self.kv_dtype}; got heads={self.heads}.")
         self._take(rows)
         if self.family == "sm70" and self.stages != 1:
@@ -180,7 +184,7 @@ class KernelSpec(Footprint):
         self._clear("heads", "splits")
         if self.op == "varlen" and self.quantised:
             raise UnsupportedError(f"contiguous K and V must hold the activations' own type, {self.dtype}; got kv_dtype={self.kv_dtype!r}.")
-        self._take(tuning.PREFILL_OF[str(self.mma)][self.head_dim, self.quantised])
+        self._take(tuning.rows(str(self.mma), self.key))
         assert self.warps is not None
         assert self.cta_q is not None
         if self.cta_q % (16 * self.warps) or self.cta_q & (self.cta_q - 1):
@@ -192,11 +196,11 @@ class KernelSpec(Footprint):
         if self.stages not in stages:
             raise ArgumentError(f"`stages` of {whose} must be {' or '.join(map(str, stages))}; got {self.stages}.")
 
-    def _take(self, rows: Iterable[Any]) -> None:
+    def _take(self, rows: Iterable[tuning.Tile]) -> None:
         """Fill open fields from the first row of the tuning table that fits; the caller's own fields stand."""
-        own = {name: getattr(self, name) for name in ("cta_s", "cta_q", "stages", "warps", "min_ctas") if getattr(self, name) is not None}
+        own = {name: getattr(self, name) for name in tuning.SPEC_FIELDS if getattr(self, name) is not None}
         for row in rows:
-            self._set(**{**row._asdict(), **own})
+            self._set(**{**tuning.fields_of(row), **own})
             if self._fits():
                 return
 
@@ -208,6 +212,11 @@ class KernelSpec(Footprint):
         for name in names:
             if getattr(self, name) is not None:
                 raise ArgumentError(f"`{name}` means nothing for op {self.op!r}; got {getattr(self, name)!r}. Leave it None.")
+
+    @property
+    def key(self) -> tuning.Key:
+        """Decode, prefill, varlen: what its row of the tuning table is found by."""
+        return tuning.Key("decode" if self.op == "decode" else "prefill", self.head_dim, self.heads or 0, dtypes.of(self.kv_dtype).bits)
 
     @property
     def threads(self) -> int:
@@ -223,16 +232,10 @@ class KernelSpec(Footprint):
             parts += [f"h{self.heads}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", str(self.splits)]
         if self.op in TILED:
             parts += [f"q{self.cta_q}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", f"c{self.min_ctas}"]
-        if self.adjusted:
-            parts.append("adjusted")
+        parts += [name for name in ("adjusted", "fused") if getattr(self, name)]
         if self.family == "sm70" and self.mma:
             parts.append(self.mma)
         return "_".join([*parts, self.arch.replace("_", "")])
-
-    @property
-    def ptxas_level(self) -> int | None:
-        """How far the assembler optimises; None: its own default."""
-        return 1 if self.op in TILED and self.head_dim in tuning.PREFILL_IN_ORDER[str(self.mma)] else None
 
     @property
     def template(self) -> str:
@@ -250,7 +253,7 @@ def decode_heads(head_dim: int, kv_dtype: str, mma: str = "m16n8k16") -> tuple[i
     >>> decode_heads(128, "int8"), decode_heads(256, "int8")
     ((8, 16), (8,))
     """
-    return tuple(heads for heads in HEAD_PACKS if (head_dim, heads, dtypes.of(kv_dtype).bits) in tuning.DECODE_OF[mma])
+    return tuple(heads for heads in HEAD_PACKS if tuning.rows(mma, tuning.Key("decode", head_dim, heads, dtypes.of(kv_dtype).bits)))
 
 
 def shipped(
@@ -265,7 +268,7 @@ def shipped(
     Where `dtypes_` is None, targets below sm_80 get float16 only.
 
     >>> len(shipped(["sm_90"], ["float16"], [128]))
-    27
+    33
     """
     targets = [a.name for n, a in archs.ARCHS.items() if n >= archs.OLDEST] if archs_ is None else archs_
     types = None if dtypes_ is None else tuple(dtypes_)
@@ -289,10 +292,9 @@ def _types(target: str) -> tuple[str, ...]:
 
 def _variants(op: str, dtype: str, kv_dtype: str | None, head_dim: int, target: str) -> Iterator[KernelSpec]:
     if op != "decode":
-        for adjusted in (False, True) if op in TILED else (False,):
-            yield KernelSpec(op=op, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, arch=target, adjusted=adjusted)
+        yield from (KernelSpec(op, dtype, kv_dtype, head_dim, target, adjusted=a) for a in ((False, True) if op in TILED else (False,)))
         return
     stored = dtypes.stored(kv_dtype, dtypes.activation(dtype)).name
     for heads in decode_heads(head_dim, stored, archs.parse(target).mma) or HEAD_PACKS:  # none: KernelSpec says why
-        for splits in SPLITS:
-            yield KernelSpec(op=op, dtype=dtype, kv_dtype=kv_dtype, head_dim=head_dim, arch=target, heads=heads, splits=splits)
+        for splits, fused in (*((s, False) for s in SPLITS), *([("flat", True)] if archs.parse(target).family == "sm80" else ())):
+            yield KernelSpec(op, dtype, kv_dtype, head_dim, target, heads=heads, splits=splits, fused=fused)

@@ -1,8 +1,31 @@
-"""The tuning table: which tile a kernel uses, in order of preference; the first row that fits the target is taken."""
+"""The tuning table: which tile a kernel uses, in order of preference; the first row that fits the target is taken.
+
+`pagedattn tune` measures on a GPU whether another row serves it better; what it finds is kept beside the store (tuned.py).
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+
+class Key(NamedTuple):
+    """What a row is for.
+
+    Attributes
+    ----------
+    op : str
+        "decode", or "prefill", whose rows varlen takes too.
+    head_dim : int
+    heads : int
+        Query heads of a pack; 0 for prefill.
+    bits : int
+        Of a stored element.
+    """
+
+    op: str
+    head_dim: int
+    heads: int
+    bits: int
 
 
 class DecodeTile(NamedTuple):
@@ -14,14 +37,23 @@ class DecodeTile(NamedTuple):
 
 
 class PrefillTile(NamedTuple):
-    """A CTA of `warps` warps over `cta_q` query rows and key tiles of `cta_s`; `min_ctas` of them share a multiprocessor."""
+    """A CTA of `warps` warps over `cta_q` query rows and key tiles of `cta_s`; `min_ctas` of them share a multiprocessor.
+
+    Where query tiles are few, up to `most_parts` CTAs share the keys of each, if that leaves `part_tiles` key tiles to every one of them:
+    with fewer, sharing costs more than it brings.
+    """
 
     warps: int
     cta_q: int
     cta_s: int
     min_ctas: int
     stages: int = 2
+    part_tiles: int = 8
+    most_parts: int = 16
 
+
+Tile = DecodeTile | PrefillTile
+SPEC_FIELDS = ("cta_s", "cta_q", "stages", "warps", "min_ctas")  # of a row, those that change machine code
 
 # (head_dim, heads of a pack, bits of a stored element) -> rows. Registers bound the warps: large head_dims keep more of O and Q, and with
 # codes to convert leave no room for packs of 16.
@@ -154,5 +186,26 @@ PREFILL_OF = {"m16n8k16": PREFILL, "m16n8k8": PREFILL_M16N8K8, "m8n8k4": PREFILL
 # head_dims whose prefill kernels are assembled at ptxas's level 1, which keeps the order of the source: where registers are all in use, the
 # default level moves the exponentials of a tile to the front, and spills.
 PREFILL_IN_ORDER = {"m16n8k16": (96, 128, 192, 256), "m16n8k8": (), "m8n8k4": (128,)}
+
+
+def rows(mma: str, key: Key) -> tuple[Tile, ...]:
+    """The rows for a key, in order of preference; none where no kernel exists.
+
+    >>> rows("m16n8k16", Key("decode", 256, 16, 8)), len(rows("m16n8k16", Key("prefill", 128, 0, 16)))
+    ((), 3)
+    """
+    if key.op == "decode":
+        return DECODE_OF[mma].get(key[1:], ())
+    return PREFILL_OF[mma].get((key.head_dim, key.bits < 16), ())
+
+
+def fields_of(row: Tile) -> dict[str, Any]:
+    """The fields of a KernelSpec that a row fills.
+
+    >>> fields_of(PrefillTile(8, 128, 64, 1))
+    {'warps': 8, 'cta_q': 128, 'cta_s': 64, 'min_ctas': 1, 'stages': 2}
+    """
+    return {name: value for name, value in row._asdict().items() if name in SPEC_FIELDS}
+
 
 COPY_WARPS = 8  # append, gather, merge: plain copies

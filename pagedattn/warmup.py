@@ -84,7 +84,7 @@ def warmup(
         return Warmth(target.name, ())
     from pagedattn import build  # here and not above: `import pagedattn` stays quick
 
-    kernels = [build.build(spec) for spec in dispatch.specs_of(layout, num_heads, target.arch, target.source)]
+    kernels = [build.build(spec) for spec in dispatch.specs_of(layout, num_heads, target.arch, target.source, target.model)]
     for kernel in kernels:
         target.load(kernel)
     return Warmth(target.name, tuple(kernels))

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from pagedattn import arch as archs
-from pagedattn import dispatch
+from pagedattn import dispatch, tuned
 from pagedattn.errors import ArgumentError
 from pagedattn.layout import BlockLayout
 from pagedattn.values import splits, whole
@@ -67,14 +67,16 @@ def workspace_bytes(
     cuts = 0 if num_splits is None else splits(num_splits, dispatch.cut_tile(layout, archs.parse(arch)))
     if num_heads % num_kv_heads:
         raise ArgumentError(f"`num_heads` must be a multiple of num_kv_heads, {num_kv_heads}; got {num_heads}.")
-    device: Any = SimpleNamespace(arch=archs.parse(arch), source=archs.parse(arch), sm_count=sm_count)
+    device: Any = SimpleNamespace(arch=archs.parse(arch), source=archs.parse(arch), sm_count=sm_count, model="")
     batch: Any = SimpleNamespace(batch_size=batch_size, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
     spec, _, packs, places = dispatch.plan_decode(device, layout, num_heads // num_kv_heads, batch, cuts)
     pieces = places * batch_size * num_kv_heads * packs if cuts else places
     room = pieces * spec.piece_bytes
     if max_seqlen_q > 1 and not cuts:
         batch.batch_size, batch.max_seqlen_q = 1, 2  # the fewest query tiles: if their keys are not shared, no others' are
-        spec, _, _, parts = dispatch.plan_prefill(device, layout, num_heads, batch, 0)
+        spec, *_ = dispatch.plan_prefill(device, layout, num_heads, batch, 0)
+        device.sm_count = sm_count * max(1, tuned.MOST_CTAS // (spec.min_ctas or 1))  # a tuned row may make room for more CTAs
+        _, _, _, parts = dispatch.plan_prefill(device, layout, num_heads, batch, 0)
         if parts > 1:
             room = max(room, sm_count * (spec.min_ctas or 1) * spec.piece_bytes)  # all CTAs that share make at most one wave
     return COUNTER_BYTES + room

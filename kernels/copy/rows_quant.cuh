@@ -1,21 +1,16 @@
 // Rows of T between contiguous arrays and the blocks of a quantised cache: one CTA a token, eight dims a lane.
 #pragma once
 
-#include "copy/token.cuh"
+#include "copy/quant_row.cuh"
 #include "ptx/memory.cuh"
 #include "quant/codes.cuh"
-#include "quant/quantise.cuh"
 #include "query/prepare.cuh"
 
 template<class Layout>
-struct QuantRows: TokenRows<Layout> {
+struct QuantRows: QuantRow<Layout> {
     using Config = typename Layout::Config;
     using T = typename Config::T;
-    static constexpr int kBits = Config::kBits;
-    static constexpr int kUsedLanes = Config::kHeadDim / 8;
-    static constexpr int kLanes = kUsedLanes <= 8 ? 8 : kUsedLanes <= 16 ? 16 : 32;  // of a row
-    static constexpr int kCodeWords = kBits / 4;                                     // of a lane
-    static constexpr int kWarpRows = kWarpSize / kLanes;
+    static constexpr int kWarpRows = QuantRow<Layout>::kWarpRows;
     static constexpr int kWarpBytes = kWarpRows * Config::kHeadDim * (int)sizeof(T);
 
     // The rows first .. first + kWarpRows - 1 through bias and rotation into `smem`, by one warp.
@@ -56,23 +51,8 @@ DEVICE void quantise_token(const Params& p, int b, int token, int position, cons
             Rows::Prepare(p, b, token, position, first_row, shared_address(own), thread % kWarpSize);
             source = (const typename Rows::T*)own + (row - first_row) * Rows::Config::kHeadDim;
         }
-        u32 x[4] = {};
-        if (active) {
-            const uint4 v = ((const uint4*)source)[lane];
-            x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
-        }
-        const RowQuantiser<typename Rows::T, Rows::kBits, Rows::kLanes> quantiser(x, active);
-        if (active) {
-            u32 codes[Rows::kCodeWords];
-            quantiser.Codes(codes, x);
-#pragma unroll
-            for (int i = 0; i < Rows::kCodeWords; ++i) {
-                ((u32*)Rows::data(p, layout, at, row))[lane * Rows::kCodeWords + i] = codes[i];
-            }
-            if (lane == 0) {
-                *Rows::param(p, layout, at, row) = quantiser.param;
-            }
-        }
+        const uint4 dims = active ? ((const uint4*)source)[lane] : make_uint4(0, 0, 0, 0);
+        Rows::Store(Rows::data(p, layout, at, row), Rows::param(p, layout, at, row), dims, active, lane);
     }
 }
 

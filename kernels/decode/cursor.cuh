@@ -8,12 +8,31 @@
 
 constexpr int kSegmentUnits = 1;  // what starting a segment costs, in tiles
 
-// First query head of segment `slot` of a sequence.
-template<int kHeads, class Params>
-DEVICE int first_head(const Params& p, int slot)
-{
-    return slot / p.head_packs * p.group_size + slot % p.head_packs * kHeads;
-}
+// Which query heads a segment is of: pack `index` of a KV head's group.
+struct Pack {
+    int kv_head, index;
+
+    template<class Params>
+    DEVICE Pack(const Params& p, int slot): kv_head(slot), index(0)
+    {
+        if (p.head_packs > 1) {  // most often 1, and a division is a tenth of a microsecond
+            kv_head = slot / p.head_packs;
+            index = slot - kv_head * p.head_packs;
+        }
+    }
+
+    template<int kHeads, class Params>
+    DEVICE int first_head(const Params& p) const
+    {
+        return kv_head * p.group_size + index * kHeads;
+    }
+
+    template<int kHeads, class Params>
+    DEVICE int heads(const Params& p) const
+    {
+        return min(kHeads, p.group_size - index * kHeads);
+    }
+};
 
 template<class Params, int CTA_S>
 struct Cursor {
@@ -35,32 +54,22 @@ struct Cursor {
     DEVICE static int count_tiles(const Params& p, int b, int& len, int& low)
     {
         len = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];
-        low = 0;
-        if (!takes(p, b)) {
-            return 0;
-        }
-        if (p.window_size) {
-            low = max(len - p.window_size, 0);
-        }
+        low = p.window_size ? max(len - p.window_size, 0) : 0;
         if (p.cp_size > 1) {
             len = own_keys(p, len);
             low = own_keys(p, low);
-            if (low == len) {
-                return 0;
-            }
         }
-        return (len + CTA_S - 1) / CTA_S - low / CTA_S;
+        return low < len && takes(p, b) ? (len + CTA_S - 1) / CTA_S - low / CTA_S : 0;
     }
 
-    // Units of one segment of sequence b; 0 if it has no keys.
-    DEVICE static int count_units(const Params& p, int b)
+    DEVICE void enter(const Params& p, int sequence)
     {
-        int len, low;
-        const int n = count_tiles(p, b, len, low);
-        return n > 0 ? n + kSegmentUnits : 0;
+        b = sequence;
+        tiles = count_tiles(p, b, len, low);
     }
 
-    DEVICE void enter(const Params& p) { tiles = count_tiles(p, b, len, low); }
+    // Units of one segment; none if it has no keys.
+    DEVICE int units() const { return tiles > 0 ? tiles + kSegmentUnits : 0; }
 
     // The warp's range of units ends at `end`.
     DEVICE void end_at(int end) { stop = min(tiles, end - start - kSegmentUnits); }
@@ -101,7 +110,7 @@ private:
         slot = 0;
         tiles = 0;
         while (tiles <= 0 && ++b < p.batch_size) {
-            enter(p);
+            enter(p, b);
         }
     }
 };
@@ -110,39 +119,39 @@ private:
 struct Shares {
     int per, rest;
 
-    static DEVICE Shares of(int total, int workers) { return {total / workers, total % workers}; }
+    static DEVICE Shares of(u32 total, u32 workers)
+    {
+        const u32 per = total / workers;  // unsigned: fewer instructions where every one is waited for
+        return {(int)per, (int)(total - per * workers)};
+    }
 
     DEVICE int begin(int worker) const { return worker * per + min(worker, rest); }
 
     DEVICE int worker_of(int unit) const
     {
         const int big = rest * (per + 1);
-        return unit < big ? unit / (per + 1) : rest + (unit - big) / max(per, 1);
+        return unit < big ? (u32)unit / (u32)(per + 1) : rest + (u32)(unit - big) / (u32)max(per, 1);
     }
 };
 
-// Sequences lane, 32 + lane, ... of the first kHeld * 32 are kept in registers between the two passes over the batch.
+// The list's length, and where a unit of it is. Each lane looks at sequences lane, 32 + lane, ...; what it found of the first is kept.
 template<class Params, int CTA_S>
 struct FlatPlan {
     using Place = Cursor<Params, CTA_S>;
-    static constexpr int kHeld = 4;
-    int held[kHeld];
+    Place first;  // of the lane: tiles, len, low
     int total;
 
     DEVICE FlatPlan(const Params& p, int lane)
     {
-        total = 0;
-#pragma unroll
-        for (int i = 0; i < kHeld; ++i) {
-            const int b = kWarpSize * i + lane;
-            held[i] = b < p.batch_size ? Place::count_units(p, b) : 0;
-        }
-#pragma unroll
-        for (int i = 0; i < kHeld; ++i) {
-            total += held[i];
-        }
-        for (int b = kHeld * kWarpSize + lane; b < p.batch_size; b += kWarpSize) {
-            total += Place::count_units(p, b);
+        first.tiles = total = 0;
+#pragma unroll 1
+        for (int b = lane; b < p.batch_size; b += kWarpSize) {
+            Place found;
+            found.enter(p, b);
+            total += found.units();
+            if (b == lane) {
+                first = found;
+            }
         }
         total = warp_sum(total) * Place::slots(p);
     }
@@ -150,18 +159,12 @@ struct FlatPlan {
     // The place of unit `at`, which must be below the total.
     DEVICE Place find(const Params& p, int lane, int at) const
     {
-        Place c;
+        const int slots = Place::slots(p);
+        Place c = first;
         int base = 0;
 #pragma unroll 1
-        for (int i = 0;; ++i) {
-            const int b = kWarpSize * i + lane;
-            int units = i == 0             ? held[0]
-                        : i == 1           ? held[1]
-                        : i == 2           ? held[2]
-                        : i == 3           ? held[3]
-                        : b < p.batch_size ? Place::count_units(p, b)
-                                           : 0;
-            units *= Place::slots(p);
+        for (int b = lane;;) {
+            const int units = c.units() * slots;
             int upto = units;  // inclusive scan over the lanes
 #pragma unroll
             for (int k = 1; k < kWarpSize; k <<= 1) {
@@ -172,15 +175,21 @@ struct FlatPlan {
             if (hit) {
                 const int owner = __ffs(hit) - 1;
                 base += __shfl_sync(kFullWarp, upto - units, owner);
-                c.b = kWarpSize * i + owner;
+                c.b = b - lane + owner;
+                c.tiles = __shfl_sync(kFullWarp, c.tiles, owner);
+                c.len = __shfl_sync(kFullWarp, c.len, owner);
+                c.low = __shfl_sync(kFullWarp, c.low, owner);
                 break;
             }
             base += __shfl_sync(kFullWarp, upto, kWarpSize - 1);
+            b += kWarpSize;
+            c.tiles = 0;
+            if (b < p.batch_size) {
+                c.enter(p, b);
+            }
         }
-        c.enter(p);
-        const int units = c.tiles + kSegmentUnits;
-        c.slot = (at - base) / units;
-        c.start = base + c.slot * units;
+        c.slot = (u32)(at - base) / (u32)c.units();
+        c.start = base + c.slot * c.units();
         c.tile = max(at - c.start - kSegmentUnits, 0);
         return c;
     }

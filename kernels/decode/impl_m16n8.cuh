@@ -163,7 +163,7 @@ struct DecodeImpl {
     {
         if (from > 0 || to < CTA_S || p.adjust) {  // rare
             if (p.adjust) {
-                Softmax::Adjust(frag_s, p, first_head<kHeads>(p, place.slot), place, to, g, t);
+                Softmax::Adjust(frag_s, p, Pack(p, place.slot).first_head<kHeads>(p), place, to, g, t);
             }
             Softmax::Mask(frag_s, from, to, g);
         }

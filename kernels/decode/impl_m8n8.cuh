@@ -121,7 +121,7 @@ struct QuadPairImpl {
         }
         Scale(frag_s, state, query, param_k, p.adjust ? 1.f : p.qk_scale, !p.adjust);
         if (p.adjust) {
-            Softmax::Adjust(frag_s, p, first_head<kHeads>(p, place.slot), place, to, lane);
+            Softmax::Adjust(frag_s, p, Pack(p, place.slot).first_head<kHeads>(p), place, to, lane);
 #pragma unroll
             for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll

@@ -190,7 +190,7 @@ struct DecodeQuantImpl {
         if (from > 0 || to < CTA_S || p.adjust) {  // rare
             if (p.adjust) {
                 Scale(frag_s, state, query, param, 1.f, 0.f);
-                Softmax::Adjust(frag_s, p, first_head<kHeads>(p, place.slot), place, to, g, t);
+                Softmax::Adjust(frag_s, p, Pack(p, place.slot).first_head<kHeads>(p), place, to, g, t);
 #pragma unroll
                 for (int m = 0; m < kKeyTiles; ++m) {
 #pragma unroll

@@ -22,10 +22,9 @@ struct DecodeQueries {
     template<class Params, class Place>
     static DEVICE const T* query_of(const Params& p, const Place& c, int& heads)
     {
-        const int pack = c.slot % p.head_packs;
-        const int head0 = c.slot / p.head_packs * p.group_size + pack * Impl::kHeads;
-        heads = min(Impl::kHeads, p.group_size - pack * Impl::kHeads);
-        return (const T*)p.q + query_row(p, c.b) * p.q_stride + head0 * Impl::kHeadDim;
+        const Pack pack(p, c.slot);
+        heads = pack.heads<Impl::kHeads>(p);
+        return (const T*)p.q + query_row(p, c.b) * p.q_stride + pack.first_head<Impl::kHeads>(p) * Impl::kHeadDim;
     }
 
     // So that the segment's start does not wait for DRAM.

@@ -58,14 +58,14 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
         place.end_at(end);
         Place ahead = place;  // the tile to load
         PrefetchQ(p, ahead, lane_id);
-        CacheIter cache = CacheIterFactory::Create(p, ahead.b, ahead.slot / p.head_packs);
+        CacheIter cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
         cache.SetTile(ahead.first() + ahead.tile, ahead.len);
         auto look_ahead = [&](int lane) {  // one tile further, so that the block index is there when it is needed
             ++ahead.tile;
             if (ahead.done()) {
                 ahead.leave(p, end);
                 if (!ahead.done()) {
-                    cache = CacheIterFactory::Create(p, ahead.b, ahead.slot / p.head_packs);
+                    cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
                     PrefetchQ(p, ahead, lane);
                 }
             }

@@ -32,8 +32,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
 
         place.end_at(end);
         Place ahead = place;  // the tile to load
-        PrefetchQ(p, ahead, lane_id);
-        CacheIter cache = CacheIterFactory::Create(p, ahead.b, ahead.slot / p.head_packs);
+        CacheIter cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
         cache.SetTile(ahead.first() + ahead.tile, ahead.len);
         auto prefetch =
             [&](u32 i) {  // copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed
@@ -52,7 +51,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
                     if (ahead.done()) {
                         ahead.leave(p, end);
                         if (!ahead.done()) {
-                            cache = CacheIterFactory::Create(p, ahead.b, ahead.slot / p.head_packs);
+                            cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
                             PrefetchQ(p, ahead, lane);
                         }
                     }
@@ -64,6 +63,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
         for (u32 i = 0; i < kStages - 1; ++i) {
             prefetch(i);
         }
+        PrefetchQ(p, place, lane_id);
 
         State state;
         typename Impl::Query query;

@@ -42,10 +42,10 @@ DEVICE void merge_cuts(const Params& p, const OutRows& rows, int segment, int co
         p.partial_count[segment] = 0;  // for the next launch
     }
     __threadfence();
+    const float* const first = p.partial_o + (i64)segment * p.max_splits * P::kFloats;
+    const PieceList pieces{first, first, P::kFloats, count};
     for (int item = lane; item < rows.heads * P::kQuads; item += kWarpSize) {
         const int head = item / P::kQuads, quad = item % P::kQuads;
-        merge_global<P>(count, head, quad, [&](int i) {
-            return p.partial_o + ((i64)segment * p.max_splits + i) * P::kFloats;
-        }).template Store<P>(p, rows, head, quad);
+        add_pieces<P, true>(pieces, 0, 1, head, quad).template Store<P>(p, rows, head, quad);
     }
 }

@@ -13,15 +13,18 @@ struct FlatMerge {
     using P = P_;
     static constexpr int kThreads = kWarps * kWarpSize;
     static constexpr int kItems = P::kHeads * P::kQuads;
-    static constexpr int kTeamBytes = (kItems > kThreads ? kItems : kThreads) * sizeof(Merged);  // shared memory that MergeGrid takes
+    static constexpr int kTeamBytes = 2 * kThreads * sizeof(Merged);  // shared memory that MergeGrid takes
     static_assert(2 * kWarps <= kWarpSize, "one lane for each piece");
     static_assert(!kSharedPieces || P::kBytes <= kRingBytes, "a drained ring holds a piece");
 
     struct Part {  // of a segment: tiles [first, end) of `tiles`
         int b, slot, row, start, tiles, first, end;
     };
-    struct Left {  // what this CTA left in global memory
-        int b, slot, row, start, tiles, count, last;
+    struct Left {  // what this CTA left in global memory: `count` of the segment's tiles
+        int segment, count, tiles;
+        OutRows rows;
+        int first, last;  // CTAs that share the segment
+        int complete;     // all tiles have arrived
     };
     struct SharedStorage {
         Part part[2 * kWarps];
@@ -32,26 +35,31 @@ struct FlatMerge {
     SharedStorage& shared;
     char* smem;  // the warps' rings, then a place for each warp's even piece
 
+    static constexpr int kOutside = 2 - kSharedPieces;
+    static constexpr int kEvenStride = (kOutside == 2 ? 2 : 1) * P::kFloats;  // floats from a warp's even piece to the next warp's
+
     template<class Params>
     DEVICE float* place(const Params& p, int e) const
     {
-        constexpr int kOutside = 2 - kSharedPieces;
         if (kOutside == 0 || (kOutside == 1 && e & 1)) {
             return (float*)(smem + (e & 1 ? (e >> 1) * kRingBytes : kWarps * kRingBytes + (e >> 1) * P::kBytes));
         }
         return p.partial_o + (i64)(gridDim.x * 2 + blockIdx.x * kWarps * kOutside + (kOutside == 1 ? e >> 1 : e)) * P::kFloats;
     }
 
+    // No barrier follows: a warp clears and notes its own parts, the others look at them behind the barrier before MergeCta.
     DEVICE void Begin(const Shares& shares, int thread) const
     {
         if (thread == 0) {
             shared.shares = shares;
         }
-        if (thread < 2 * kWarps) {
-            shared.part[thread].b = -1;
+        if (thread % kWarpSize < 2) {
+            shared.part[thread / kWarpSize * 2 + thread % kWarpSize].b = -1;
         }
+        __syncwarp();
         if (thread < 2) {
-            shared.left[thread] = Left{-1, 0, 0, 0, 0, 0, 0};  // copied whole before it is looked at
+            shared.left[thread].segment = -1;
+            shared.left[thread].complete = 0;
         }
     }
 
@@ -72,45 +80,37 @@ struct FlatMerge {
             const int count = __popc(run), warp0 = e >> 1, first = part[e].first, end = part[31 - __clz(run)].end;
             const bool whole = first == 0 && end == part[e].tiles;
             const OutRows rows = OutRows::of<typename P::Impl>(p, b, slot, part[e].row);
-            // piece 0 is e; every later one is the even piece of the next warp
-            auto at = [&](int i) { return place(p, i == 0 ? e : 2 * (warp0 + i)); };
+            // the first is e; every later one is the even piece of the next warp
+            const PieceList pieces{place(p, e), place(p, 2 * warp0), kEvenStride, count};
+            const int which = first ? 0 : 1;
             for (int item = (thread + kThreads - r * kItems % kThreads) % kThreads; item < kItems; item += kThreads) {
                 const int head = item / P::kQuads, quad = item % P::kQuads;
                 if (head >= rows.heads) {
                     break;
                 }
-                Merged sum;
-                sum.Clear();
-#pragma unroll 4
-                for (int i = 0; i < count; ++i) {
-                    sum.m = fmaxf(sum.m, P::m(at(i), head));
-                }
-#pragma unroll 4
-                for (int i = 0; i < count; ++i) {
-                    float* const piece = at(i);
-                    const float w = ex2(P::m(piece, head) - sum.m);
-                    const float4 o = *(const float4*)(piece + head * P::kHeadDim + quad * 4);
-                    sum.l += w * P::l(piece, head);
-                    sum.o.x += w * o.x;
-                    sum.o.y += w * o.y;
-                    sum.o.z += w * o.z;
-                    sum.o.w += w * o.w;
-                }
+                const Merged sum = add_pieces<P, false>(pieces, 0, 1, head, quad);
                 if (whole) {
                     sum.template Store<P>(p, rows, head, quad);
                 }
                 else {
-                    const int which = first ? 0 : 1;
                     float* const piece = p.partial_o + (i64)(blockIdx.x * 2 + which) * P::kFloats;
                     *(float4*)(piece + head * P::kHeadDim + quad * 4) = sum.o;
                     if (quad == 0) {
                         P::m(piece, head) = sum.m;
                         P::l(piece, head) = sum.l;
                     }
-                    if (item == 0) {
-                        shared.left[which] = Left{b, slot, part[e].row, part[e].start, part[e].tiles, end - first, 0};
-                    }
                 }
+            }
+            if (!whole && thread == kThreads - 1) {  // which most often has no item
+                const Shares shares = shared.shares;
+                const int unit0 = part[e].start + kSegmentUnits;
+                shared.left[which] = Left{b * p.num_kv_heads * p.head_packs + slot,
+                                          end - first,
+                                          part[e].tiles,
+                                          rows,
+                                          shares.worker_of(unit0) / kWarps,
+                                          shares.worker_of(unit0 + part[e].tiles - 1) / kWarps,
+                                          0};
             }
         }
     }
@@ -122,52 +122,71 @@ struct FlatMerge {
         __syncthreads();
         if (thread < 2) {
             Left& left = shared.left[thread];
-            if (left.b >= 0) {
-                u32* const count = p.partial_count + left.b * p.num_kv_heads * p.head_packs + left.slot;
-                left.last = atom_add_acq_rel(count, left.count) + left.count == (u32)left.tiles;
-                if (left.last) {
+            if (left.segment >= 0) {
+                u32* const count = p.partial_count + left.segment;
+                left.complete = atom_add_acq_rel(count, left.count) + left.count == (u32)left.tiles ? 1 : 0;
+                if (left.complete) {
                     *count = 0;  // for the next launch
                 }
             }
         }
         __syncthreads();
-        for (int which = 0; which < 2; ++which) {
-            const Left left = shared.left[which];
-            if (left.b < 0 || !left.last) {
-                continue;  // uniform
-            }
-            const Shares shares = shared.shares;
-            const int unit0 = left.start + kSegmentUnits;
-            const int first = shares.worker_of(unit0) / kWarps, last = shares.worker_of(unit0 + left.tiles - 1) / kWarps;
-            MergeLeft(p, OutRows::of<typename P::Impl>(p, left.b, left.slot, left.row), first, last, thread);
+        const int complete0 = shared.left[0].complete, complete = complete0 + shared.left[1].complete;
+        if (complete) {  // uniform
+            MergeLeft(p, complete0 ? 0 : 1, complete, thread);
         }
     }
 
 private:
-    // CTAs first..last hold one piece each: the first its odd one, the others their even one. Teams of threads take every teams-th piece.
+    // `count` segments from `which` on, side by side: a slow CTA is often the last of both of its segments. CTAs first..last of a segment hold
+    // one piece each: the first its odd one, the others their even one. Teams of threads take every teams-th piece; how many there are must
+    // not depend on `count`, which is chance: the same sums in every run.
     template<class Params>
-    DEVICE void MergeLeft(const Params& p, const OutRows& rows, int first, int last, int thread) const
+    DEVICE void MergeLeft(const Params& p, int which, int count, int thread) const
     {
-        const int items = rows.heads * P::kQuads, teams = max(kThreads / items, 1);
+        const int items = min(P::kHeads, p.group_size) * P::kQuads;
+        int teams = 1;  // kThreads / items, without a division
+        while ((teams + 1) * items <= kThreads) {
+            ++teams;
+        }
         Merged* const sums = (Merged*)smem;
-        for (int i = thread; i < teams * items; i += kThreads) {
-            const int team = i / items, item = i % items, head = item / P::kQuads, quad = item % P::kQuads;
-            const int mine = max(last - first - team + teams, 0) / teams;
-            sums[i] = merge_global<P>(mine, head, quad, [&](int k) {
-                const int cta = first + team + k * teams;
-                return p.partial_o + (i64)(cta * 2 + (cta == first ? 1 : 0)) * P::kFloats;
-            });
-        }
-        __syncthreads();
-        for (int item = thread; item < items; item += kThreads) {
-            Merged sum;
-            sum.Clear();
-            for (int i = 0; i < teams; ++i) {
-                const Merged& part = sums[i * items + item];
-                sum.Add(part.m, part.l, part.o);
+#pragma unroll 1
+        for (int i = thread; i < count * teams * items; i += kThreads) {
+            int item = i, team = 0;
+            for (; item >= items; item -= items) {
+                ++team;
             }
-            sum.template Store<P>(p, rows, item / P::kQuads, item % P::kQuads);
+            const int second = team >= teams ? 1 : 0, head = item / P::kQuads, quad = item % P::kQuads;
+            const Left& left = shared.left[which + second];
+            if (head >= left.rows.heads) {
+                continue;
+            }
+            const float* const even = p.partial_o + (i64)left.first * 2 * P::kFloats;
+            const PieceList pieces{even + P::kFloats, even, 2 * P::kFloats, left.last - left.first + 1};
+            const Merged sum = add_pieces<P, true>(pieces, team - second * teams, teams, head, quad);
+            if (teams == 1) {
+                sum.template Store<P>(p, left.rows, head, quad);
+            }
+            else {
+                sums[i] = sum;
+            }
+        }
+        if (teams == 1) {
+            return;  // uniform
         }
         __syncthreads();
+        if (thread < count * items) {  // with teams, both segments' items are no more than the threads
+            const int second = thread >= items ? 1 : 0, item = thread - second * items, head = item / P::kQuads;
+            const Left& left = shared.left[which + second];
+            if (head < left.rows.heads) {
+                const Merged* const mine = sums + second * teams * items + item;
+                Merged sum = mine[0];
+#pragma unroll 1
+                for (int i = 1; i < teams; ++i) {
+                    sum.Add(mine[i * items]);
+                }
+                sum.template Store<P>(p, left.rows, head, item % P::kQuads);
+            }
+        }
     }
 };

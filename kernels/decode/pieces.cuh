@@ -14,9 +14,9 @@ struct OutRows {
     template<class Impl, class Params>
     static DEVICE OutRows of(const Params& p, int b, int slot, int row)
     {
-        const int pack = slot % p.head_packs, head = first_head<Impl::kHeads>(p, slot);
-        return {row * p.out_stride + head * Impl::kHeadDim, (i64)row * p.num_heads + head, head,
-                min(Impl::kHeads, p.group_size - pack * Impl::kHeads)};
+        const Pack pack(p, slot);
+        const int head = pack.first_head<Impl::kHeads>(p);
+        return {row * p.out_stride + head * Impl::kHeadDim, (i64)row * p.num_heads + head, head, pack.heads<Impl::kHeads>(p)};
     }
 };
 
@@ -31,8 +31,10 @@ struct Pieces {
     static constexpr int kBytes = kFloats * 4;
     static constexpr int kQuads = kHeadDim / 4;
 
-    static DEVICE float& m(float* piece, int head) { return piece[kHeads * kHeadDim + head]; }
-    static DEVICE float& l(float* piece, int head) { return piece[kHeads * kHeadDim + kHeads + head]; }
+    static constexpr int kM = kHeads * kHeadDim, kL = kM + kHeads;
+
+    static DEVICE float& m(float* piece, int head) { return piece[kM + head]; }
+    static DEVICE float& l(float* piece, int head) { return piece[kL + head]; }
 
     template<class Params>
     static DEVICE void StoreLse(const Params& p, const OutRows& rows, int head, float lse)
@@ -117,16 +119,33 @@ struct Merged {
         o = make_float4(0.f, 0.f, 0.f, 0.f);
     }
 
-    DEVICE void Add(float other_m, float other_l, float4 other)
+    // The sum on the scale of a maximum that is not below its own.
+    DEVICE void MoveTo(float top)
     {
-        const float top = fmaxf(m, other_m);
-        const float a = m == top ? 1.f : ex2(m - top), b = other_m == top ? 1.f : ex2(other_m - top);
+        const float a = m == top ? 1.f : ex2(m - top);
         m = top;
-        l = l * a + other_l * b;
-        o.x = o.x * a + other.x * b;
-        o.y = o.y * a + other.y * b;
-        o.z = o.z * a + other.z * b;
-        o.w = o.w * a + other.w * b;
+        l *= a;
+        o.x *= a;
+        o.y *= a;
+        o.z *= a;
+        o.w *= a;
+    }
+
+    // Adds what is on the scale of other_m, which is not above m.
+    DEVICE void Weigh(float other_m, float other_l, float4 other)
+    {
+        const float w = other_m == m ? 1.f : ex2(other_m - m);
+        l += w * other_l;
+        o.x += w * other.x;
+        o.y += w * other.y;
+        o.z += w * other.z;
+        o.w += w * other.w;
+    }
+
+    DEVICE void Add(const Merged& other)
+    {
+        MoveTo(fmaxf(m, other.m));
+        Weigh(other.m, other.l, other.o);
     }
 
     template<class P, class Params>
@@ -142,31 +161,49 @@ struct Merged {
     }
 };
 
-// Adds `count` pieces in global memory, `at(i)` being piece i, in the order of i; kAtOnce loads are in flight.
-template<class P, class At>
-DEVICE Merged merge_global(int count, int head, int quad, At&& at)
+// Where the pieces of a segment lie: the first one, then one every `stride` floats from `rest` on.
+struct PieceList {
+    const float* first;
+    const float* rest;  // piece i at rest + i * stride
+    int stride;
+    int count;
+};
+
+// Adds pieces begin, begin + step, ... in this order; kAtOnce loads are in flight. Pieces of other CTAs, or of warps that no barrier binds, are
+// read past the L1 cache.
+template<class P, bool kOfOthers>
+DEVICE Merged add_pieces(const PieceList& pieces, int begin, int step, int head, int quad)
 {
-    constexpr int kAtOnce = 9;
+    constexpr int kAtOnce = 6;
+    auto load = [](const auto* x) { return kOfOthers ? __ldcg(x) : *x; };
+    const int row = head * P::kHeadDim + quad * 4;
     Merged sum;
     sum.Clear();
-    for (int i = 0; i < count; i += kAtOnce) {
+#pragma unroll 1
+    for (int i = begin; i < pieces.count; i += kAtOnce * step) {
         float m[kAtOnce], l[kAtOnce];
         float4 o[kAtOnce];
+        float top = sum.m;
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
             m[k] = negative_infinity();
             l[k] = 0.f;
             o[k] = make_float4(0.f, 0.f, 0.f, 0.f);
-            if (i + k < count) {
-                float* const piece = at(i + k);
-                m[k] = __ldcg(&P::m(piece, head));
-                l[k] = __ldcg(&P::l(piece, head));
-                o[k] = __ldcg((const float4*)(piece + head * P::kHeadDim + quad * 4));
+            if (i + k * step < pieces.count) {
+                const float* const piece = k == 0 && i == 0 ? pieces.first : pieces.rest + (i + k * step) * pieces.stride;
+                o[k] = load((const float4*)(piece + row));
+                m[k] = load(piece + P::kM + head);
+                l[k] = load(piece + P::kL + head);
             }
         }
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
-            sum.Add(m[k], l[k], o[k]);
+            top = fmaxf(top, m[k]);
+        }
+        sum.MoveTo(top);
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) {
+            sum.Weigh(m[k], l[k], o[k]);
         }
     }
     return sum;

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ class Device(ABC):
         The target that kernels are compiled for; None: this device runs no kernels.
     source : Arch or None
         The target whose kernels run, tiles and all, compiled for `arch`: `arch` itself unless the device's name asks for another's.
+    model : str
+        What GPUs of its kind are called, by which rows that were tuned on one are found; empty: the shipped rows are used.
     array_type : type
         What its arrays are: numpy.ndarray or cupy.ndarray.
     """
@@ -39,6 +42,7 @@ class Device(ABC):
     index: int
     arch: Arch | None
     array_type: type
+    model: str = ""
 
     @property
     def source(self) -> Arch | None:
@@ -90,6 +94,25 @@ class Device(ABC):
         """Memory of this device that `owner` keeps, as an array; `strides` in bytes."""
         raise NotImplementedError(f"{self.name} borrows through DLPack.")
 
+    def capturing(self) -> bool:
+        """Whether what comes on the current stream goes into a graph."""
+        return False
+
+    def synchronize(self) -> None:
+        """Wait until the current stream has done its work."""
+        return
+
+    def copy(self, pairs: Sequence[tuple[Any, Any]], stream: Any = None) -> None:
+        """Of each pair of arrays the first into the second, which is contiguous and of the same shape and dtype."""
+        for source, target in pairs:
+            target[...] = source
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """What the work that `work` asks of this device takes."""
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
     @abstractmethod
     def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:
         """pool[targets[i]] = pool[sources[i]], all layers."""
@@ -115,3 +138,7 @@ class Device(ABC):
     @abstractmethod
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
         """Merge partial results by log-sum-exp into `out` (n, num_heads, head_dim) and `lse` (n, num_heads)."""
+
+    def merging(self, outs: Sequence[Any], lses: Sequence[Any]) -> Callable[[Any, Any, Any], None]:
+        """`merge` of parts that stay where they are: a function of `out`, `lse` and a stream, in which all else is done."""
+        return lambda out, lse, stream: self.merge(outs, lses, out, lse)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,9 +14,10 @@ from pagedattn import arch as archs
 from pagedattn import dispatch, env
 from pagedattn.build import build
 from pagedattn.devices.base import Device
+from pagedattn.devices.launch import Launcher, launch_kernel, may_overlap
 from pagedattn.devices.streams import Foreign, of_torch, stream_address
 from pagedattn.errors import ArgumentError, DeviceFault, UnsupportedError
-from pagedattn.params import STRUCT_BYTES, fill
+from pagedattn.params import fill
 from pagedattn.plan import Plan, Step
 from pagedattn.workspace import split
 
@@ -72,17 +72,6 @@ class _Workspace(NamedTuple):
     arrays: Any  # keeps the memory
 
 
-class _Arguments(threading.local):
-    """This thread's kernel arguments: one struct, and the array of one pointer that the driver wants. `bind` runs once in each thread."""
-
-    def __init__(self, bind: Callable[[], None]) -> None:
-        struct = (ctypes.c_char * STRUCT_BYTES)()
-        self.struct = memoryview(struct).cast("B")
-        self.pointers = (ctypes.c_void_p * 1)(ctypes.addressof(struct))
-        self.address = ctypes.addressof(self.pointers)
-        bind()
-
-
 class CudaDevice(Device):
     """One GPU.
 
@@ -120,13 +109,15 @@ class CudaDevice(Device):
         self.arch = archs.of_device(_number(index))
         self._source = self.arch if source is None else _foreign(source, self.arch)
         self.name = f"cuda:{index}" if source is None else f"cuda:{index}+{self._source}"
+        self.model = self.description if source is None else ""
         self.array_type = cupy.ndarray
         self.sm_count = int(self._runtime.deviceGetAttribute(16, index))  # cudaDevAttrMultiProcessorCount
         self._loaded: dict[KernelSpec, _Loaded] = {}
         self._workspaces: dict[tuple[int, int], _Workspace] = {}
-        self._arguments = _Arguments(self._bind)
         self._guard = threading.Lock()
-        self._launch, self._launch_error = self._driver.launchKernel, self._driver.CUDADriverError
+        self._driver_error = self._driver.CUDADriverError
+        overlapping = may_overlap(self.arch.number, self._runtime.driverGetVersion())
+        self._launcher = Launcher(launch_kernel(), self._driver_error, self._bind, overlapping)
 
     @property
     def source(self) -> archs.Arch:
@@ -214,6 +205,37 @@ class CudaDevice(Device):
         held = memory.MemoryPointer(memory.UnownedMemory(address, span, owner, self.index), 0)
         return self._cupy.ndarray(shape, dtype, memptr=held, strides=strides)
 
+    def capturing(self) -> bool:
+        return bool(self._runtime.streamIsCapturing(self._current_stream(self.index).ptr))
+
+    def synchronize(self) -> None:
+        self._current_stream(self.index).synchronize()
+
+    def copy(self, pairs: Sequence[tuple[Any, Any]], stream: Any = None) -> None:
+        address, previous = self.address_of(stream), self._runtime.getDevice()
+        self._runtime.setDevice(self.index)
+        try:
+            for source, target in pairs:
+                whole = source if source.flags.c_contiguous else self._cupy.ascontiguousarray(source)
+                self._runtime.memcpyAsync(target.data.ptr, whole.data.ptr, target.nbytes, _DEVICE_TO_DEVICE, address)
+        finally:
+            self._runtime.setDevice(previous)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Between two events on the current stream."""
+        runtime, stream = self._runtime, self.current_stream()
+        with self._cupy.cuda.Device(self.index):
+            begin, end = runtime.eventCreate(), runtime.eventCreate()
+            try:
+                runtime.eventRecord(begin, stream)
+                work()
+                runtime.eventRecord(end, stream)
+                runtime.eventSynchronize(end)
+                return float(runtime.eventElapsedTime(begin, end)) / 1e3
+            finally:
+                runtime.eventDestroy(begin)
+                runtime.eventDestroy(end)
+
     def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:
         stream = self._current_stream(self.index).ptr
         block_bytes = pool.strides[0]
@@ -232,8 +254,11 @@ class CudaDevice(Device):
         return plan
 
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
+        self.merging(outs, lses)(out, lse, None)
+
+    def merging(self, outs: Sequence[Any], lses: Sequence[Any]) -> Callable[[Any, Any, Any], None]:
         addresses = self.asarray(np.array([[x.data.ptr for x in outs], [x.data.ptr for x in lses]], np.uint64))
-        tokens, heads, head_dim = out.shape
+        tokens, heads, head_dim = outs[0].shape
         values = {
             "merge_outs": addresses.data.ptr,
             "merge_lses": addresses.data.ptr + addresses.strides[0],
@@ -241,7 +266,12 @@ class CudaDevice(Device):
             "num_heads": heads,
             "num_splits": len(outs),
         }
-        self.follow(self._plan([dispatch.merge(out.dtype.name, head_dim, self, values)]), (None, None, None, out, lse, None))
+        plan, held = self._plan([dispatch.merge(outs[0].dtype.name, head_dim, self, values)]), (addresses, outs, lses)
+
+        def merged(out: Any, lse: Any, stream: Any, held: Any = held) -> None:  # the plan's addresses stay good as long as this lives
+            self.follow(plan, (None, None, None, out, lse, None), stream=stream)
+
+        return merged
 
     def follow(
         self, plan: Plan, arrays: Sequence[Any], pool: Any = None, layer: int = 0, stream: Any = None, workspace: Any = None
@@ -250,7 +280,7 @@ class CudaDevice(Device):
         stream = self._current_stream(self.index).ptr if stream is None else stream_address(stream)
         addresses = [0 if x is None else x.data.ptr for x in arrays]
         addresses.append(0 if pool is None else pool.data.ptr + layer * plan.layer_bytes)
-        arguments = self._arguments
+        launcher = self._launcher
         previous = self._runtime.getDevice()
         if previous != self.index:
             self._runtime.setDevice(self.index)
@@ -260,11 +290,11 @@ class CudaDevice(Device):
                     partials, counters = split(workspace.data.ptr)
                 else:
                     partials, counters = self._workspace(stream, partial_bytes, counts) if partial_bytes else (0, 0)
-                arguments.struct[: len(params)] = params
-                fill(arguments.struct, 0, *addresses, partials, counters)
+                launcher.struct[: len(params)] = params
+                fill(launcher.struct, 0, *addresses, partials, counters)
                 try:
-                    self._launch(function, grid, 1, 1, threads, 1, 1, shared_bytes, stream, arguments.address, 0)
-                except self._launch_error as error:
+                    launcher.launch(function, grid, threads, shared_bytes, stream)
+                except self._driver_error as error:
                     raise DeviceFault(f"{spec.name} could not be launched on {self.name} with {grid} CTAs: {error}") from error
         finally:
             if previous != self.index:
@@ -274,12 +304,12 @@ class CudaDevice(Device):
         """Launch a kernel on a struct that is complete."""
         loaded = self._loaded.get(kernel.spec) or self._load(kernel)
         address = self._current_stream(self.index).ptr if stream is None else stream_address(stream)
-        arguments, previous = self._arguments, self._runtime.getDevice()
+        launcher, previous = self._launcher, self._runtime.getDevice()
         self._runtime.setDevice(self.index)
         try:
-            arguments.struct[: len(params)] = params
-            self._launch(loaded.function, grid, 1, 1, loaded.threads, 1, 1, loaded.shared_bytes, address, arguments.address, 0)
-        except self._launch_error as error:
+            launcher.struct[: len(params)] = params
+            launcher.launch(loaded.function, grid, loaded.threads, loaded.shared_bytes, address)
+        except self._driver_error as error:
             raise DeviceFault(f"{kernel.name} could not be launched on {self.name} with {grid} CTAs: {error}") from error
         finally:
             self._runtime.setDevice(previous)
@@ -339,7 +369,7 @@ class CudaDevice(Device):
             module = self._cupy.cuda.function.Module()
             try:
                 module.load(kernel.cubin)
-            except self._launch_error as error:
+            except self._driver_error as error:
                 raise DeviceFault(f"{spec.name} could not be loaded on {self.name}, {self.arch}: {error}") from error
             function = module.get_function(spec.name).ptr
             if spec.shared_bytes:  # 48 KB, static shared memory included, are granted unasked

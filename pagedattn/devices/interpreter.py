@@ -27,7 +27,12 @@ Array = NDArray[Any]
 
 MAX_STEPS = 20_000_000  # instructions that a launch's group of CTAs may issue
 SM_COUNT = 2  # few, so that decode's grid stays small
-_INPUTS = {"attention": ("q", "pool", "sinks"), "varlen": ("q", "k", "v", "sinks"), "append": ("q", "k", "v"), "gather": ("pool",)}
+_INPUTS = {
+    "attention": ("q", "k", "v", "pool", "sinks"),
+    "varlen": ("q", "k", "v", "sinks"),
+    "append": ("q", "k", "v"),
+    "gather": ("pool",),
+}
 _OUTPUTS = {"attention": ("out", "lse"), "varlen": ("out", "lse"), "append": ("pool", "out"), "gather": ("k", "v")}
 
 
@@ -119,6 +124,8 @@ class InterpreterDevice(Device):
         }
         arrays.update(block_table=batch.block_table, cu_seqlens_q=batch.cu_seqlens_q, cu_seqlens_k=batch.cu_seqlens_k)
         writable: tuple[str, ...] = _OUTPUTS[problem.op]
+        if problem.op == "attention" and problem.k is not None:  # decode writes the new rows
+            writable = (*writable, "pool")
         if batch.blocks is not None:
             del arrays["pool"]
             own = np.unique(batch.blocks.pointers).tolist()

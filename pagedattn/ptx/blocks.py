@@ -31,6 +31,7 @@ _WRITES_NONE = (
     "trap",
     "nanosleep",
     "discard",
+    "griddepcontrol",
 )
 
 

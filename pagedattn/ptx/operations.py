@@ -36,7 +36,7 @@ _ATOMIC = ("add", "min", "max", "and", "or", "xor", "exch", "inc", "dec", "cas")
 def code(c: Coder, i: Instruction) -> str | None:
     """The line of an instruction; None if it is none of these; ValueError for a form that is not defined."""
     name = i.op[0]
-    if name in ("membar", "fence", "prefetch", "prefetchu", "nanosleep", "discard"):
+    if name in ("membar", "fence", "prefetch", "prefetchu", "nanosleep", "discard", "griddepcontrol"):
         return "pass"
     if name in ("ld", "ldu"):
         return _load(c, i)

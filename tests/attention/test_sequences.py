@@ -133,6 +133,34 @@ def test_bad_addresses(pointers: Any, nums: Any, lengths: Any, text: str) -> Non
         pa.Batch.from_block_ptrs(pointers, nums, [1] * len(lengths), lengths, device="cpu").check_width(16)
 
 
+@pytest.mark.parametrize(
+    ("gap", "text"),
+    [(-16, "16 bytes apart"), (16, "16 bytes apart"), (0, None), (4096 - 16, "4080 bytes apart"), (4096, None), (4112, None)],
+)
+def test_blocks_are_shared_whole_or_not_at_all(gap: int, text: str | None) -> None:
+    cache = pa.KVCache(1, num_kv_heads=1, head_dim=64, block_len=16, device="cpu")
+    assert cache.layout.block_bytes == 4096
+    memory = np.zeros(4 * 4096 + 16, np.uint8)
+    first = memory.ctypes.data // 16 * 16 + 4096
+    tail = first + 2 * 4096 + 16
+    batch = pa.Batch.from_block_ptrs([first, tail, first + gap], [0, 2, 3], [1, 1], [20, 3], device="cpu")
+    rows = np.ones((2, 1, 64), np.float16)
+    calls = (
+        lambda: pa.append(rows, rows, cache, batch),
+        lambda: pa.paged_attention(rows, cache, batch),
+        lambda: pa.gather(cache, batch),
+        lambda: pa.explain(rows, cache, batch),
+    )
+    for call in calls:
+        if text is None:
+            call()
+        else:
+            with pytest.raises(pa.ArgumentError, match=f"`block_ptrs` must be the same or 4096 bytes apart.*{text}: those blocks would"):
+                call()
+    if text is not None:
+        assert not memory.any()
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_dynamic_rope_follows_assigned_lengths(device: str) -> None:
     rng, where = np.random.default_rng(0), pa.devices.get(device)

@@ -52,6 +52,8 @@ def run(capsys: pytest.CaptureFixture[str]):
     return run
 
 
+EXPLAIN = ("explain", "--num-heads", "8", "--num-kv-heads", "2", "--head-dim", "64", "--device", "interpreter:sm_90")
+
 # Wrong usage is told apart from an error of the package, so that a script can tell its own mistake.
 WRONG = [
     ((), 2, "COMMAND"),
@@ -91,6 +93,16 @@ WRONG = [
     (("warmup", "--num-heads", "8"), 2, "--num-kv-heads, --head-dim"),
     (("warmup", "--num-heads", "7", "--num-kv-heads", "2", "--head-dim", "64"), 1, "positive multiple of num_kv_heads, 2; got 7"),
     (("warmup", "--num-heads", "8", "--num-kv-heads", "2", "--head-dim", "65"), 1, "`head_dim` must be one of"),
+    (("explain", "--num-heads", "8", "--num-kv-heads", "2", "--head-dim", "64"), 2, "--seqlens-k"),
+    ((*EXPLAIN, "--seqlens-k", "long"), 2, "must be integers such as 64,128; got 'long'"),
+    ((*EXPLAIN, "--seqlens-k", "8", "--seqlens-q", "9"), 1, "`seqlens_k`"),
+    ((*EXPLAIN, "--seqlens-k", "8", "--seqlens-q", "1,1"), 1, "seqlens"),
+    ((*EXPLAIN, "--seqlens-k", "8", "--kv-dtype", "int2"), 1, "got 'int2'"),
+    (("tune", "--device", "cpu"), 1, "tuning measures a GPU with its own kernels; got device cpu"),
+    (("tune", "--device", "cpu", "--reset"), 1, "tuning measures a GPU"),
+    (("tune", "--device", "cpu", "--show"), 1, "device cpu runs no kernels and has no tuning table"),
+    (("tune", "--show", "--reset"), 2, "not allowed with"),
+    (("tune", "--seconds", "long"), 2, "invalid float value"),
 ]
 
 
@@ -103,9 +115,29 @@ def test_refusal(home: Path, run, argv: tuple[str, ...], status: int, text: str)
     assert not home.exists(), "a refused command has changed nothing"
 
 
+@pytest.mark.parametrize(("argv", "text"), [(argv, text) for argv, status, text in WRONG if status == 1])
+def test_refusal_as_json(home: Path, run, argv: tuple[str, ...], text: str) -> None:
+    """A program that asks for JSON gets JSON: an object with the text, and nothing besides."""
+    status, out, err = run(*argv, "--json")
+    assert (status, err) == (1, "")
+    answer = json.loads(out)
+    assert list(answer) == ["error"]
+    assert text in answer["error"]
+
+
+def test_interrupted_as_json(home: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Store) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "entries", interrupt)
+    assert run("store", "list") == (130, "", "pagedattn: interrupted\n")
+    status, out, err = run("store", "list", "--json")
+    assert (status, json.loads(out), err) == (130, {"error": "interrupted"}, "")
+
+
 @pytest.mark.parametrize(
     "command",
-    ["", "demo", "precompile", "warmup", "store", "show", "doctor", "bench"]
+    ["", "demo", "precompile", "warmup", "store", "show", "explain", "tune", "doctor", "bench"]
     + [f"store {action}" for action in ("list", "path", "verify", "clear", "pack", "unpack")],
 )
 def test_help(run, command: str) -> None:
@@ -314,13 +346,14 @@ def test_warmup(home: Path, run) -> None:
     assert not home.exists()
     status, out, _ = run("warmup", *SHAPE, "--device", "interpreter", "--kv-dtype", "int8")
     *kernels, last = out.splitlines()
-    assert (status, last, len(kernels)) == (0, "7 kernels ready on interpreter:sm_80", 7)
+    assert (status, last, len(kernels)) == (0, "8 kernels ready on interpreter:sm_80", 8)
     assert all("compiled in" in line for line in kernels)
     build.forget()
     report = json.loads(run("warmup", *SHAPE, "--device", "interpreter", "--kv-dtype", "int8", "--json")[1])
-    assert [k["origin"] for k in report["kernels"]] == ["store"] * 7
+    assert [k["origin"] for k in report["kernels"]] == ["store"] * 8
     assert sorted(k["name"].partition("_")[0] for k in report["kernels"]) == [
         "append",
+        "decode",
         "decode",
         "decode",
         "gather",
@@ -334,7 +367,7 @@ def test_warmup(home: Path, run) -> None:
 def test_warmup_on_a_gpu(home: Path, run) -> None:
     """Afterwards nothing is compiled: the kernels that calls of this shape ask for are loaded."""
     status, out, _ = run("warmup", *SHAPE)
-    assert (status, "7 kernels ready on cuda:" in out) == (0, True)
+    assert (status, "8 kernels ready on cuda:" in out) == (0, True)
     device = pagedattn.devices.get("cuda")
     before = len(device._loaded)
     cache = pagedattn.KVCache(8, num_kv_heads=8, head_dim=64, block_len=16, device=device)
@@ -344,6 +377,33 @@ def test_warmup_on_a_gpu(home: Path, run) -> None:
         pagedattn.paged_attention(q, cache, batch, k=k, v=k, num_splits=splits)
     pagedattn.gather(cache, batch)
     assert len(device._loaded) == before
+
+
+def test_explain(home: Path, run) -> None:
+    """What a call would launch, without a GPU and without compiling: the kernel, its row of the tuning table, and whose that is."""
+    status, out, err = run(*EXPLAIN, "--seqlens-k", "4096,100,300", "--seqlens-q", "1,1,200", "--kv-dtype", "int8")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[:4] == [
+        "on interpreter:sm_90: the SM80 family (mma.m16n8k16), for sm_90 has cp.async and mma.m16n8k16",
+        "  decode_f16_kvi8_d64_h8_s32x3_w12_flat_sm90",
+        "    2 CTAs of 384 threads, 182016 bytes of shared memory each",
+        "    tile: warps=12, stages=3, cta_s=32; row 1 of 5 of the shipped table",
+    ]
+    steps = json.loads(run(*EXPLAIN, "--seqlens-k", "4096", "--json")[1])["steps"]
+    assert [(s["kernel"], s["grid"]) for s in steps] == [("decode_f16_kvf16_d64_h8_s16x3_w12_flat_sm90", 2)]
+    assert steps[0]["row"].endswith("; row 1 of 3 of the shipped table")
+    assert "NumPy" in run(*EXPLAIN[:-1], "cpu", "--seqlens-k", "4096")[1]
+    assert not home.exists(), "nothing is compiled"
+
+
+def test_tune_shows_the_shipped_table(home: Path, run) -> None:
+    status, out, _ = run("tune", "--show", "--device", "interpreter:sm_86")
+    assert status == 0
+    assert out.splitlines()[0] == "interpreter:sm_86: no GPU of its own, sm_86"
+    assert "prefill d128 16-bit     q128_s64x2_w4_c1_p8     row 3 of 3 of the shipped table" in out.splitlines()
+    report = json.loads(run("tune", "--show", "--device", "interpreter:sm_70", "--json")[1])
+    assert {row["op"] for row in report["rows"]} == {"decode", "prefill"}
+    assert not home.exists()
 
 
 def test_bench(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +433,8 @@ def test_bench(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert answer("bench") == (0, "a table\n")
     assert answer("bench", "--only", "host", "--json") == (0, '{"host_us": 7}\n')
-    assert answer("bench", "--only", "wrong", "--json") == (1, "")
+    status, out = answer("bench", "--only", "wrong", "--json")
+    assert (status, list(json.loads(out))) == (1, ["error"])
 
 
 def test_bench_refuses(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pagedattn.devices import cuda
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
@@ -41,3 +43,10 @@ def test_context_parallel(capsys: pytest.CaptureFixture[str]) -> None:
     line = capsys.readouterr().out
     assert "1000 tokens of prompt and 5 of decoding on 3 threads" in line
     assert float(line.split("within ")[1].split()[0]) < 2e-3
+
+
+def test_context_parallel_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "usable", lambda: False)
+    script = runpy.run_path(str(EXAMPLES / "context_parallel.py"))
+    with pytest.raises(SystemExit, match=r"No GPU is usable here .* --device cpu"):
+        script["main"](ranks=2)

@@ -263,7 +263,7 @@ def test_every_shipped_spec_is_run() -> None:
     ids = {c.id for c in specs()}
     for s in spec.shipped(["sm_80"]):
         name = f"d{s.head_dim}-{s.dtype}{'-' + str(s.kv_dtype) if s.quantised else ''}"
-        if s.op == "decode":
+        if s.op == "decode" and not s.fused:  # else tests/attention/test_fused.py's
             assert f"{s.splits}-h{s.heads}-{name}" in ids
         elif s.op == "prefill":
             assert f"prefill-{name}" in ids

@@ -12,6 +12,7 @@ import numpy as np
 from pagedattn import arch as archs
 from pagedattn import params
 from pagedattn.devices import cuda
+from pagedattn.devices.launch import Config, Launcher
 
 STRUCT = params.dtype()
 
@@ -36,16 +37,17 @@ class FakeGpu(cuda.CudaDevice):
         self.names: dict[int, str] = {}
         self.error: Exception | None = None
         self._cupy, self._runtime = cupy, self
-        self._driver, self._launch, self._launch_error = self, self.launchKernel, RuntimeError
+        self._driver, self._driver_error = self, RuntimeError
         self._current_stream = lambda index=0: self.stream
         self.index, self.name, self.arch = index, f"cuda:{index}", archs.parse("sm_90")
         self._source = self.arch
         self.array_type, self.sm_count = cupy.ndarray, sm_count
         self._loaded, self._workspaces, self._guard = {}, {}, threading.Lock()
-        self._arguments = cuda._Arguments(self._bind)
+        self._launcher = Launcher(self.launch_kernel, RuntimeError, self._bind, overlapping=True)
         self.launches: list[Noted] = []
         self.events: dict[int, int] = {}
         self.waits: list[tuple[int, int]] = []  # a stream, and the one that it then waited for
+        self.copies: list[tuple[int, int]] = []  # bytes, and the stream
         self.stream: Any = type("Stream", (), {"ptr": 0})()
 
     # the runtime
@@ -69,17 +71,23 @@ class FakeGpu(cuda.CudaDevice):
     def eventDestroy(self, event: int) -> None:
         assert self.events[event] >= 0
 
+    def memcpyAsync(self, target: int, source: int, count: int, kind: int, stream: int) -> None:
+        assert self.device == self.index
+        ctypes.memmove(target, source, count)
+        self.copies.append((count, stream))
+
     # the driver
-    def launchKernel(
-        self, function: int, gx: int, gy: int, gz: int, bx: int, by: int, bz: int, shared: int, stream: int, address: int, extra: int
-    ) -> None:
+    def launch_kernel(self, config_address: int, function: int, pointers: int, extra: int) -> int:
         if self.error is not None:
             raise self.error
-        pointer = ctypes.cast(address, ctypes.POINTER(ctypes.c_void_p))[0]
+        config = Config.from_address(config_address)
+        assert (config.num_attributes, config.grid[1:], config.block[1:]) == (1, [1, 1], [1, 1])
+        pointer = ctypes.cast(pointers, ctypes.POINTER(ctypes.c_void_p))[0]
         threading.Event().wait(0)  # another thread may run here, as it may where the driver is called
         struct = np.frombuffer(ctypes.string_at(pointer, STRUCT.itemsize), STRUCT)[0]
         values = {name: struct[name].item() for name in params.NAMES}
-        self.launches.append(Noted(self.names[function], gx, values, stream, self.device))
+        self.launches.append(Noted(self.names[function], config.grid[0], values, config.stream or 0, self.device))
+        return 0
 
     def _load(self, kernel: Any) -> Any:
         spec, function = kernel.spec, 1000 + len(self.names)

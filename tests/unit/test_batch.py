@@ -185,6 +185,19 @@ def test_assign_refuses(other: Any, text: str) -> None:
     assert (b.block_table.tolist(), b.cu_seqlens_k.tolist(), b.total_k) == before
 
 
+def test_what_was_made_for_unshared_blocks_takes_no_others() -> None:
+    cache = pa.KVCache(8, num_kv_heads=1, head_dim=64, block_len=16, device="cpu")
+    sequences = [cache.new_sequence(), cache.new_sequence()]
+    b = batch(np.zeros((2, 4), np.int32), [1, 3], [64, 64], unshared=True)
+    b.assign(cache.extend(sequences, [1, 3]))
+    b.assign(batch([[0], [1]], [1, 3], [1, 3], unshared=True))
+    assert not cache.batch(sequences).unshared
+    with pytest.raises(pa.ArgumentError, match="`other` must be `unshared`, as this batch was made to be"):
+        b.assign(batch([[0], [1]], [1, 3], [1, 3]))
+    with pytest.raises(pa.ArgumentError, match="`unshared` must be True or False; got 1"):
+        batch([[0]], [1], [1], unshared=1)
+
+
 def test_assign_refuses_another_device_and_what_is_no_batch() -> None:
     with pytest.raises(pa.ArgumentError, match="`other` must be on cpu; got one on interpreter:sm_80"):
         room().assign(Batch(np.zeros((2, 4), np.int32), [1, 3], [9, 9], device="interpreter"))

@@ -214,6 +214,8 @@ def test_a_failing_device_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         (lambda c: c.extend([0, 0], [1, 1]), "name each sequence once; 0 is there more than once"),
         (lambda c: c.extend(["0"], [1]), "got '0'"),
         (lambda c: c.extend([None], [1]), "got None"),
+        (lambda c: c.extend([1, 0.0], [1, 1]), "got 0.0"),
+        (lambda c: c.extend([0, [1]], [1, 1]), r"got \[1\]"),
         (lambda c: c.extend([[0]], [1]), r"got \[0\]"),
         (lambda c: c.extend(0, [1]), "`sequences` must be a list of ids; got 0"),
         (lambda c: c.extend([0, 1], [1]), r"one count for each of the 2 sequences; got shape \(1,\)"),
@@ -304,3 +306,17 @@ def test_a_pool_on_the_gpu_says_where_the_cache_is() -> None:
         make(device="cpu", pool=pool)
     with pytest.raises(pa.ArgumentError, match=f"`pool` must be on {device.name}.*cpu"):
         make(device="cuda", pool=np.zeros((8, 8192), np.uint8))
+
+
+def test_a_step_within_blocks_sorts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decode step that takes no block, and a truncation that gives none back, touch neither the free list nor the holders."""
+    cache = make()
+    sequences = [cache.new_sequence(), cache.new_sequence()]
+    cache.extend(np.array(sequences), [20, 3])
+    before = state(cache, sequences)
+    monkeypatch.setattr(np, "unique", None)
+    batch = cache.extend(np.array(sequences), [1, 1])
+    assert (batch.num_decode, batch.num_prefill, batch.max_seqlen_k, batch.cu_seqlens_k.tolist()) == (2, 0, 21, [0, 21, 25])
+    for sequence, length in zip(sequences, (20, 3), strict=True):
+        cache.truncate(sequence, length)
+    assert state(cache, sequences) == before

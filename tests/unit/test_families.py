@@ -62,6 +62,10 @@ def test_the_old_source_for_a_new_target_has_the_tiles_of_the_old(op: str, mma: 
         ({"arch": "sm_70", "head_dim": 256, "heads": 16}, pa.UnsupportedError, "must be of 8 heads for head_dim 256 in float16"),
         ({"arch": "sm_75", "warps": 16, "head_dim": 256}, pa.UnsupportedError, "bytes of shared memory per CTA; sm_75 grants 65536"),
         ({"arch": "sm_90", "family": "sm70", "warps": 16, "head_dim": 256}, pa.UnsupportedError, "; sm_75 grants 65536"),
+        ({"fused": True, "splits": "cut"}, pa.ArgumentError, "`fused` must be False but for decode with splits 'flat' of family 'sm80'"),
+        ({"fused": True, "arch": "sm_75"}, pa.ArgumentError, "`fused` must be False but for"),
+        ({"fused": True, "op": "append"}, pa.ArgumentError, "`fused` must be False but for"),
+        ({"fused": 1}, pa.ArgumentError, "`fused` must be True or False; got 1"),
         ({"arch": "sm_60"}, pa.UnsupportedError, "sm_60 is not a target of this version; the nearest is sm_70"),
     ],
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import pagedattn as pa
+from pagedattn import arch as archs
 from pagedattn import dispatch, plan, workspace
 from pagedattn.errors import DeviceFault
 from pagedattn.kernel import Kernel
@@ -108,7 +109,89 @@ def test_calls_with_a_rope_are_planned_too(monkeypatch: pytest.MonkeyPatch) -> N
         pa.paged_attention(q, cache, batch, k=k, v=v, out=out, rope=pa.Rope())
 
 
-def test_results_are_allocated_like_the_first() -> None:
+def unshared_on(gpu: FakeGpu) -> pa.Batch:
+    return pa.Batch(np.arange(9).reshape(3, 3), *LENGTHS["decode"], unshared=True, device=gpu)
+
+
+def test_a_step_that_may_be_one_launch_is_planned_by_its_new_rows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    cache, batch, q, out = cache_on(gpu), unshared_on(gpu), rows(gpu, 3), rows(gpu, 3)
+    k, v, wide = rows(gpu, 3, KV_HEADS), rows(gpu, 3, KV_HEADS), rows(gpu, 3, KV_HEADS, 1)
+    pa.paged_attention(q, cache, batch, out=out)
+    for new_k in (k, wide):
+        pa.paged_attention(q, cache, batch, k=new_k, v=v, out=out)
+    monkeypatch.setattr(dispatch, "select", None)
+    for new_k in (k, wide):
+        pa.paged_attention(q, cache, batch, k=new_k, v=k, out=out, layer=2)
+    pa.paged_attention(q, cache, batch, out=out)
+    assert ["fused" in x.name for x in gpu.launches] == [False, True, True, True, True, False]
+    strides = [KV_HEADS * DIM, (KV_HEADS + 1) * DIM]
+    assert [(x.params["k"], x.params["v"], x.params["k_stride"], x.params["v_stride"]) for x in gpu.launches] == [
+        (0, 0, 0, 0),
+        *((x.data.ptr, v.data.ptr, n, strides[0]) for x, n in zip((k, wide), strides, strict=True)),
+        *((x.data.ptr, k.data.ptr, n, strides[0]) for x, n in zip((k, wide), strides, strict=True)),
+        (0, 0, 0, 0),
+    ]
+    assert gpu.launches[3].params["pool"] == cache.pool.data.ptr + 2 * cache.layout.layer_bytes
+    with pytest.raises(TypeError):  # other strides are another kind of call
+        pa.paged_attention(q, cache, batch, k=rows(gpu, 3, KV_HEADS, 2), v=v, out=out)
+
+
+def test_new_rows_are_checked_at_every_call() -> None:
+    gpu = FakeGpu()
+    cache, batch, q, out = cache_on(gpu), unshared_on(gpu), rows(gpu, 3), rows(gpu, 3)
+    flat = gpu.asarray(np.zeros(3 * KV_HEADS * DIM + 8, np.float16))
+    good, bad = (flat[i : i + 3 * KV_HEADS * DIM].reshape(3, KV_HEADS, DIM) for i in (8, 4))
+    for _ in range(2):
+        for k, v, text in (
+            (bad, good, "`k`'s tokens must begin at multiples of 16 bytes"),
+            (good, bad, "`v`'s tokens must begin at multiples of 16 bytes"),
+            (good, rows(gpu, 2, KV_HEADS), r"`v.shape\[0\]` must equal the batch's new tokens, 3; got 2"),
+            (gpu.asarray(np.zeros((3, KV_HEADS, DIM), np.float32)), good, "`k` must have the cache's dtype, float16; got float32"),
+            (good, None, "`k` and `v` must come together; got only `k`"),
+        ):
+            with pytest.raises(pa.ArgumentError, match=text):
+                pa.paged_attention(q, cache, batch, k=k, v=v, out=out)
+        pa.paged_attention(q, cache, batch, k=good, v=good, out=out)
+    assert ["fused" in x.name for x in gpu.launches] == [True, True]
+
+
+APART: dict[str, dict[str, Any]] = {
+    "may be shared": {"unshared": False},
+    "prefill": {"kind": "mixed"},
+    "cuts": {"num_splits": 2},
+    "turned": {"rope": pa.Rope()},
+    "scaled queries": {"logn_max_position": 8},
+    "context parallelism": {"cp": pa.ContextParallel(1, 2)},
+    "two packs": {"heads": 20 * KV_HEADS},
+    "older kernels": {"source": "sm_75"},
+    "more rows than append is slower for": {"sm_count": 1, "lengths": [5] * 13},
+}
+
+
+@pytest.mark.parametrize("why", [*APART, "nothing", "finished", "softcap"])  # the last are no reasons
+def test_when_new_rows_have_a_launch_of_their_own(why: str) -> None:
+    given = dict(APART.get(why, {}))
+    gpu = FakeGpu(sm_count=given.pop("sm_count", 132))
+    gpu._source = archs.parse(given.pop("source", "sm_90"))
+    kind, heads, unshared, lengths = (given.pop(name, None) for name in ("kind", "heads", "unshared", "lengths"))
+    seqlens_q, seqlens_k = LENGTHS[kind or "decode"] if lengths is None else ([1] * len(lengths), lengths)
+    table, finished = np.arange(3 * len(seqlens_q)).reshape(-1, 3), [True, False, False] if why == "finished" else None
+    batch = pa.Batch(table, seqlens_q, seqlens_k, finished=finished, unshared=unshared is None, device=gpu)
+    heads = heads or HEADS
+    if why == "softcap":
+        given["softcap"] = 3.0
+    n = batch.num_tokens
+    q, k = rows(gpu, n, heads), rows(gpu, n, KV_HEADS)
+    cache = cache_on(gpu)
+    names = [s.spec.name for s in pa.explain(q, cache, batch, k=k, v=k, **given).steps if s.spec]
+    out = rows(gpu, n, heads)
+    pa.paged_attention(q, cache, batch, k=k, v=k, out=out, lse=gpu.zeros((n, heads), np.float32), **given)
+    assert [x.name for x in gpu.launches] == names
+    apart = ["append", "decode", *(["prefill"] if kind == "mixed" else [])]
+    assert [name.split("_")[0] for name in names] == (apart if why in APART else ["decode"])
+    assert any("fused" in name for name in names) == (why not in APART)
+
     gpu = FakeGpu()
     cache, batch, q = cache_on(gpu), batch_on(gpu), rows(gpu, 3)
     for _ in range(2):
@@ -313,6 +396,41 @@ def test_the_devices_own_workspace() -> None:
     pa.paged_attention(q, cache, batch, out=out, stream=32)
     held, launched = gpu._workspaces[32, 0], gpu.launches[-1].params
     assert (launched["partial_o"], launched["partial_count"]) == (held.partial_address, held.count_address)
+
+
+def test_a_merge_that_is_made_ready_selects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that stay where they are: from call to call only the results' addresses and the stream differ, and their memory lives on."""
+    gpu = FakeGpu()
+    outs, lses = ([gpu.zeros(shape, kind) for _ in range(3)] for shape, kind in (((2, 4, 64), np.float16), ((2, 4), np.float32)))
+    out, lse, other = gpu.zeros((2, 4, 64), np.float16), gpu.zeros((2, 4), np.float32), gpu.zeros((2, 4, 64), np.float16)
+    gpu.merge(outs, lses, out, lse)
+    places = [[x.data.ptr for x in part] for part in (outs, lses)]
+    merging = gpu.merging(outs, lses)
+    del outs, lses
+    monkeypatch.setattr(dispatch, "merge", None)
+    merging(out, lse, None)
+    merging(other, lse, 77)
+    fresh, second, third = gpu.launches
+    for launch in (second, third):
+        table = np.frombuffer(ctypes.string_at(launch.params["merge_outs"], 48), np.uint64).reshape(2, 3)
+        assert table.tolist() == places
+        assert launch.params["merge_lses"] == launch.params["merge_outs"] + 24
+    varying = dict.fromkeys(("merge_outs", "merge_lses"), 0)
+    assert second._replace(params=second.params | varying) == fresh._replace(params=fresh.params | varying)
+    assert third == second._replace(params=second.params | {"out": other.data.ptr}, stream=77)
+
+
+def test_copies_are_of_a_stream_and_of_the_device() -> None:
+    gpu = FakeGpu(index=1)
+    gpu.device = 0
+    sources = [gpu.asarray(np.arange(n, dtype=np.float32)) for n in (5, 3)]
+    targets = [gpu.zeros(n, np.float32) for n in (5, 3)]
+    gpu.copy(list(zip(sources, targets, strict=True)), 77)
+    for source, target in zip(sources, targets, strict=True):
+        np.testing.assert_array_equal(gpu.to_host(target), gpu.to_host(source))
+    gpu.copy([(sources[0], targets[0])])
+    assert gpu.copies == [(20, 77), (12, 77), (20, 0)]
+    assert gpu.device == 0
 
 
 def test_a_kernel_is_launched_by_its_struct() -> None:

@@ -24,7 +24,7 @@ class Gpu:
 
     def __init__(self, sm_count: int, arch: str = "sm_90") -> None:
         self.arch = self.source = archs.parse(arch)
-        self.sm_count = sm_count
+        self.sm_count, self.model = sm_count, ""
 
     def address(self, x: Any) -> int:
         return 0
@@ -113,9 +113,22 @@ def test_a_call_uses_what_it_is_given(device: str, num_splits: int | None) -> No
         assert back is lse
         test_attention.compare(world, cache.device.to_host(out), cache.device.to_host(lse))
         assert not room[: workspace.COUNTER_BYTES].any()
-    if device == "interpreter":
-        with pytest.raises(pa.ArgumentError, match=f"`workspace` must have at least {size} bytes"):
-            pa.paged_attention(q, cache, batch, workspace=room[:-16], **keywords)
+    with pytest.raises(pa.ArgumentError, match=f"`workspace` must have at least {size} bytes"):
+        pa.paged_attention(q, cache, batch, workspace=room[:-16], **keywords)
+
+
+def test_too_small_a_workspace_is_refused_before_anything_is_written() -> None:
+    """On the CPU as on a GPU, which calls for more; with everything that a call can ask."""
+    cache = pa.KVCache(4, num_kv_heads=2, head_dim=64, block_len=16, kv_dtype="int8", device="cpu")
+    batch = cache.extend([cache.new_sequence(), cache.new_sequence()], [20, 1])
+    cache.pool[...] = 7
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((21, heads, 64)).astype(np.float16) for heads in (4, 2, 2))
+    asked: dict[str, Any] = {"rope": pa.Rope(base=100.0), "alibi_slopes": np.ones(4, np.float32), "softcap": 9.0, "q_bias": q[0]}
+    for keywords in ({}, asked):
+        with pytest.raises(pa.ArgumentError, match=r"`workspace` must have at least .* bytes for this call.*got 16"):
+            pa.paged_attention(q, cache, batch, k=k, v=v, num_splits=2, workspace=np.zeros(16, np.uint8), **keywords)
+        assert (cache.pool == 7).all()
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

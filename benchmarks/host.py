@@ -1,0 +1,74 @@
+"""What calls cost the host, and importing the package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Any
+
+import cupy as cp
+import numpy as np
+
+import pagedattn as pa
+from benchmarks import measure
+from benchmarks.measure import Effort
+
+
+def host(results: dict[str, Any], effort: Effort) -> None:
+    """What one decode call costs the host, and `import pagedattn`."""
+    cache = pa.KVCache(64, num_kv_heads=8, head_dim=128, device="cuda")
+    sequences = [cache.new_sequence() for _ in range(8)]
+    batch = cache.extend(sequences, [1] * 8)
+    q = cp.ones((8, 32, 128), cp.float16)
+    k = v = cp.ones((8, 8, 128), cp.float16)
+    out = cp.empty_like(q)
+    figures = {
+        "paged_attention, out given": measure.host(lambda: pa.paged_attention(q, cache, batch, out=out)),
+        "paged_attention": measure.host(lambda: pa.paged_attention(q, cache, batch)),
+        "append": measure.host(lambda: pa.append(k, v, cache, batch)),
+        "append and paged_attention": measure.host(lambda: pa.paged_attention(q, cache, batch, k=k, v=v, out=out)),
+    }
+
+    def step() -> None:
+        cache.extend(sequences, [1] * 8)
+        for s in sequences:
+            cache.truncate(s, 1)
+
+    figures["extend (8 sequences, with their truncation)"] = measure.host(step, 200)
+    room = pa.Batch(np.zeros((8, 8), np.int32), [1] * 8, [512] * 8, unshared=True, device="cuda")
+    with cp.cuda.Stream(non_blocking=True) as stream:
+
+        def decode_step() -> None:
+            for _ in range(32):  # a model's layers
+                pa.paged_attention(q, cache, room, k=k, v=v, out=out)
+
+        room.assign(batch)
+        decode_step()
+        stream.begin_capture()
+        decode_step()
+        captured = stream.end_capture()
+        figures["32 layers of append and paged_attention"] = measure.host(decode_step, 10)
+        figures["32 layers, captured: Batch.assign"] = measure.host(lambda: room.assign(batch))
+        figures["32 layers, captured: the graph's launch"] = measure.host(lambda: captured.launch(stream), 20)
+    results["host_us"] = figures
+    if not effort.quick:
+        results["import_ms"] = _import_ms()
+    print("\nhost cost, us a call")
+    for name, value in figures.items():
+        print(f"  {name:48}{value:8.1f}")
+    if "import_ms" in results:
+        print(f"  {'import pagedattn, ms':48}{results['import_ms']:8.0f}")
+
+
+def _import_ms() -> float:
+    """Milliseconds that `import pagedattn` adds to Python's own start."""
+    best = []
+    for code in ("import pagedattn", "pass"):
+        times = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            times.append(time.perf_counter() - begin)
+        best.append(min(times))
+    return (best[0] - best[1]) * 1e3

@@ -1,0 +1,20 @@
+// PTX ISA 9.7.14 griddepcontrol: programmatic dependent launch, from sm_90 on.
+#pragma once
+
+#include "core/types.cuh"
+
+// griddepcontrol.wait: until the kernels before this one in the stream have ended, and what they wrote is there
+DEVICE void wait_for_earlier_kernels()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// griddepcontrol.launch_dependents: the CTAs of the next kernel may take what room this one's leave, and wait there
+DEVICE void admit_next_kernel()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}

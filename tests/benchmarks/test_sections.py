@@ -1,0 +1,112 @@
+"""The sections of the benchmark with a stand-in for the GPU: what they write is what tables, summary and plots read, and red stops them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import summary, tables
+from benchmarks.peers import Form, Peer, UnfitError
+
+cp = pytest.importorskip("cupy", reason="CuPy is not installed")
+
+from benchmarks import comparison, decode, measure, prefill, scale, work_table  # noqa: E402  # they import CuPy
+from benchmarks.measure import Effort  # noqa: E402
+
+
+class Work:
+    """A workload of which every call is right and takes a microsecond for each megabyte or gigaflop."""
+
+    layers, wrong = 3, ""
+
+    def __init__(self, row: Any, head_dim: int = 128, block_len: int = 64, dtype: str = "float16", kv_dtype: str | None = None) -> None:
+        self.row, self.head_dim, self.dtype = row, head_dim, dtype
+        self.kv_bytes = sum(row.seqlens_k) * row.num_kv_heads * head_dim * {None: 4, "int8": 2, "int4": 1}[kv_dtype]
+
+    def call(self, i: int = 0, num_splits: str | None = None) -> float:
+        us = self.kv_bytes / 1e6 if self.row.decode else self.row.flops(self.head_dim) / 1e9
+        return us * (2 if num_splits else 1)
+
+    def error(self, out: Any = None, **keywords: Any) -> float:
+        return 0.5 if self.wrong and self.wrong in (self.row.name, *keywords.values()) else 1e-5
+
+
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Of a run that has measured its ceilings."""
+    for module in (decode, prefill, scale, comparison):
+        monkeypatch.setattr(module, "Workload", Work)
+    for name in ("events", "graph", "sustained"):
+        monkeypatch.setattr(measure, name, lambda call, *given, **keywords: call(1))
+    monkeypatch.setattr(measure, "give_back", lambda: None)
+    ceilings = {"read_ceiling_tb_per_s": 2.0, "matmul_tflops": 2000.0}
+    return {"pagedattn": "1", "device": "A GPU", "driver": None, "cupy": "14", "nvrtc": "13", "commit": None, **ceilings}
+
+
+def run(results: dict[str, Any], effort: Effort) -> None:
+    for section in (decode.decode, decode.splits, prefill.prefill, comparison.peers, scale.scale):
+        section(results, effort)
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unfit(work: Any) -> list[Form]:
+        raise UnfitError("not today")
+
+    half = Peer("half as fast", "3", True, lambda work: [Form("a form", lambda i: 2 * work.call(), lambda out: out)])
+    monkeypatch.setattr(comparison, "available", lambda: ([half, Peer("none", "4", True, unfit)], {"flash_attn": "not installed"}))
+    monkeypatch.setattr(comparison, "_error", lambda form, work: 0.0)
+    monkeypatch.setattr(comparison, "_timed", lambda form, work, effort: form.call(0))
+
+
+def test_sections_write_what_the_rest_reads(results: dict[str, Any], peers: None, tmp_path: Path) -> None:
+    run(results, Effort())
+    for part in ("decode", "prefill"):
+        assert [f["share"] for f in results[part]] == pytest.approx([0.5] * len(results[part]))
+    assert {f["us"] / f["balanced_us"] for f in results["splits"]} == {2.0}
+    assert {f["ratio"] for f in results["peers"] if f["peer"] == "half as fast"} == {2.0}
+    assert {f["why"] for f in results["peers"] if f["peer"] == "none"} == {"not today"}
+    assert {(f["row"], f["head_dim"]) for f in results["peers"]} >= {("D7", 128), ("P1", 64), ("P3", 256)}
+    results["host_us"] = dict.fromkeys(tables.HOST, 1.0)
+    results["fused"] = [{"row": "D1", "kv_dtype": "float16", "decode_us": 1.0, "two_us": 3.0, "one_us": 2.0}]  # has arrays of its own
+    text = "\n".join(part(results) for part in tables.PARTS.values())
+    assert "| half as fast (3) |" in text
+    assert "| none (4) |" not in text
+    assert "commit unknown" in text
+    found = {line["name"]: line for line in summary.of(results)}
+    assert found["P1 head_dim 256: speed to the best sm_80-class peer, half as fast"]["value"] == 2.0
+    assert found["fixed:512 to balanced, D7, d128 b64 float16 int4"]["value"] == 2.0
+    pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
+    from benchmarks import plots
+
+    assert len(plots.save(results, tmp_path)) == 3
+
+
+def test_a_quick_run_tries_every_section(results: dict[str, Any], peers: None) -> None:
+    run(results, Effort(quick=True))
+    assert set(results["sweeps"]) == set(scale.SWEEPS)
+    assert {f["row"] for f in results["decode"]} == {row.name for row in work_table.DECODE}
+
+
+@pytest.mark.parametrize("wrong", ["D7", "P2", "fixed:512", "512 x 4096"])
+def test_no_figures_on_red(wrong: str, results: dict[str, Any], peers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Work, "wrong", wrong)
+    with pytest.raises(SystemExit, match=r"relative error 5\.00e-01 against float64, more than 1e-03"):
+        run(results, Effort(quick=True))
+
+
+def test_sweeps_end_where_memory_does(results: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small(Work):
+        def __init__(self, row: Any, *given: Any, **keywords: Any) -> None:
+            super().__init__(row, *given, **keywords)
+            if sum(row.seqlens_k) > 1 << 20:
+                raise cp.cuda.memory.OutOfMemoryError(1, 2, 3)
+
+    monkeypatch.setattr(scale, "Workload", Small)
+    monkeypatch.setattr(cp, "get_default_memory_pool", lambda: SimpleNamespace(free_all_blocks=lambda: None))
+    scale.scale(results, Effort())
+    assert max(f["x"] for f in results["sweeps"]["batch"]) == 256
+    assert capsys.readouterr().out.count("does not fit") == 1
