@@ -34,6 +34,8 @@ from pagedattn.warmup import warmup
 from pagedattn.workspace import workspace_bytes
 
 if TYPE_CHECKING:
+    from pagedattn import distributed as distributed
+    from pagedattn import testing as testing
     from pagedattn.build import build as compile
 
 __version__ = "0.1.0"
@@ -71,6 +73,10 @@ __all__ = [
 if not TYPE_CHECKING:  # a type checker shall know a wrong name
 
     def __getattr__(name: str) -> Any:
+        if name in ("distributed", "testing"):
+            from importlib import import_module
+
+            return import_module(f"pagedattn.{name}")
         if name != "compile":
             raise AttributeError(f"module 'pagedattn' has no attribute {name!r}")
         from pagedattn.build import build  # here and not above: `import pagedattn` stays quick

@@ -184,6 +184,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "is ignored, and the shipped tuning table used: "),
     "empty": (lambda path: path.write_text(""), "Expecting value"),
     "no text": (lambda path: path.write_bytes(b"\xff\xfe\x00"), "is ignored"),
+    "nested": (lambda path: path.write_text("[" * 100_000), "nested too deep"),
+    "rows by name": (put(rows={}), "its rows must be a list"),
     "a list": (lambda path: path.write_text("[1]"), "it is not what was written"),
     "edited": (lambda path: path.write_text(path.read_text().replace('"warps": 7', '"warps": 6')), "its checksum differs"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
