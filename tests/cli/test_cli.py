@@ -387,11 +387,11 @@ def test_explain(home: Path, run) -> None:
         "on interpreter:sm_90: the SM80 family (mma.m16n8k16), for sm_90 has cp.async and mma.m16n8k16",
         "  decode_f16_kvi8_d64_h8_s32x3_w12_flat_sm90",
         "    2 CTAs of 384 threads, 182016 bytes of shared memory each",
-        "    tile: warps=12, stages=3, cta_s=32; row 1 of 5 of the shipped table",
+        "    tile: warps=12, stages=3, cta_s=32; row 1 of 3 of the shipped table",
     ]
     steps = json.loads(run(*EXPLAIN, "--seqlens-k", "4096", "--json")[1])["steps"]
     assert [(s["kernel"], s["grid"]) for s in steps] == [("decode_f16_kvf16_d64_h8_s16x3_w12_flat_sm90", 2)]
-    assert steps[0]["row"].endswith("; row 1 of 3 of the shipped table")
+    assert steps[0]["row"].endswith("; row 1 of 2 of the shipped table")
     assert "NumPy" in run(*EXPLAIN[:-1], "cpu", "--seqlens-k", "4096")[1]
     assert not home.exists(), "nothing is compiled"
 
