@@ -35,7 +35,9 @@ def joined(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     taken: dict[str, int] = {}
     for i, result in enumerate(results):
         if (result["device"], result["quick"]) != (whole["device"], False):
-            raise SystemExit(f"results to join must be of one kind of device and not quick; got {result['device']}, quick: {result['quick']}")
+            raise SystemExit(
+                f"results to join must be of one kind of device and not quick; got {result['device']}, quick: {result['quick']}"
+            )
         for section, keys in SECTIONS.items():
             if any(key in result for key in keys):
                 whole.update({key: result[key] for key in keys if key in result})

@@ -38,8 +38,8 @@ def device(results: dict[str, Any]) -> str:
     for run in results.get("runs") or [{**results, "sections": ["all"]}]:
         lines.append(
             f"- {', '.join(run['sections'])}: commit {(run['commit'] or 'unknown')[:7]}; the card read at "
-            f"{run['read_ceiling_tb_per_s']:.2f} TB/s (16-byte loads) and multiplied at {run['matmul_tflops']:.0f} TFLOP/s (cuBLAS, float16,\n"
-            "  8192^3, sustained) in that run"
+            f"{run['read_ceiling_tb_per_s']:.2f} TB/s (16-byte loads)\n"
+            f"  and multiplied at {run['matmul_tflops']:.0f} TFLOP/s (cuBLAS, float16, 8192^3, sustained) in that run"
         )
     return "\n".join(lines)
 
@@ -82,8 +82,10 @@ def host_range(microseconds: Sequence[float]) -> str:
 def fused(results: dict[str, Any]) -> str:
     """A decode step with new rows, as append's launch and decode's, and as one; beside them decode alone."""
     figures = results["fused"]
-    rows = {kv_dtype: {"float16": "16 bits"}.get(kv_dtype, kv_dtype) for kv_dtype in dict.fromkeys(f["kv_dtype"] for f in figures)}
-    cells = {(f["kv_dtype"], f["row"]): f"{f['decode_us']:.1f} / {f['two_us']:.1f} / {f['one_us']:.1f}" for f in figures if f["row"] in FUSED}
+    rows = {kv: "16 bits" if kv == "float16" else kv for kv in dict.fromkeys(f["kv_dtype"] for f in figures)}
+    cells = {
+        (f["kv_dtype"], f["row"]): f"{f['decode_us']:.1f} / {f['two_us']:.1f} / {f['one_us']:.1f}" for f in figures if f["row"] in FUSED
+    }
     return _table("us: attention alone / append, then attention / one launch", rows, cells)
 
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pagedattn import devices
-from pagedattn.arrays import adopt, place
+from pagedattn.arrays import place
 from pagedattn.blocks import Blocks
 from pagedattn.errors import ArgumentError
+from pagedattn.integers import INT32_MAX, flags, integers, narrowed, token_counts
 from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.plan import Plans
-from pagedattn.values import flag, listed
+from pagedattn.values import flag
 
 if TYPE_CHECKING:
     from pagedattn.cache import KVCache
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from pagedattn.layout import BlockLayout
 
 Array = np.ndarray[Any, Any]
-
-INT32_MAX = 2**31 - 1
 
 
 class Batch:
@@ -122,7 +121,7 @@ class Batch:
         if device is None and where is not None and where.startswith("cuda"):
             device = "cuda" if where == "cuda" else where
         target = devices.get(device)
-        lengths_q, lengths_k = _lengths(seqlens_q, "seqlens_q", target), _lengths(seqlens_k, "seqlens_k", target)
+        lengths_q, lengths_k = token_counts(seqlens_q, "seqlens_q", target), token_counts(seqlens_k, "seqlens_k", target)
         if len(lengths_q) != len(lengths_k):
             raise ArgumentError(f"`seqlens_q` and `seqlens_k` must have the same length; got {len(lengths_q)} and {len(lengths_k)}.")
         if (longer := np.flatnonzero(lengths_q > lengths_k)).size:
@@ -131,7 +130,7 @@ class Batch:
                 f"`seqlens_k` counts the new tokens too, so seqlens_q <= seqlens_k must hold; "
                 f"sequence {b} has {lengths_q[b]} new tokens of {lengths_k[b]}."
             )
-        table = _integers(block_table, "block_table", 2, target, columns=True)
+        table = integers(block_table, "block_table", 2, target, columns=True)
         if len(table) != len(lengths_q):
             raise ArgumentError(f"`block_table` must have a row for each of the {len(lengths_q)} sequences; got {len(table)}.")
         borrowed = not isinstance(table, np.ndarray) and table.dtype == np.int32 and table.flags.c_contiguous
@@ -140,7 +139,7 @@ class Batch:
             self.block_table = table
         else:
             host = target.to_host(table)
-            narrow = _narrowed(host)
+            narrow = narrowed(host)
             self._place(target, narrow, lengths_q, lengths_k, table.shape[1])
             if not np.array_equal(narrow, host):
                 self._wide = np.array(host)
@@ -148,7 +147,7 @@ class Batch:
         self.unshared = flag(unshared, "unshared")
         if finished is not None:
             with target.meeting():
-                self.finished = _flags(finished, len(lengths_q), target)
+                self.finished = flags(finished, len(lengths_q), target)
 
     @classmethod
     def from_block_ptrs(
@@ -197,7 +196,7 @@ class Batch:
         where = place(block_ptrs)
         target = devices.get(where if device is None and where is not None and where.startswith("cuda") else device)
         pointers, nums = (
-            target.to_host(_integers(x, name, 1, target)) for x, name in ((block_ptrs, "block_ptrs"), (cu_block_nums, "cu_block_nums"))
+            target.to_host(integers(x, name, 1, target)) for x, name in ((block_ptrs, "block_ptrs"), (cu_block_nums, "cu_block_nums"))
         )
         blocks, table = Blocks.of(pointers, nums)
         batch = cls(table, seqlens_q, seqlens_k, finished=finished, unshared=unshared, device=target)
@@ -373,56 +372,3 @@ class Batch:
             f"Batch({self.batch_size} sequences on {self.device.name}: {self.num_tokens} new of {self.total_k} tokens, "
             f"longest {self.max_seqlen_k}; {self.max_blocks} blocks a row)"
         )
-
-
-def _flags(x: Any, size: int, device: Device) -> Any:
-    """A caller's list or array of bool, on the device."""
-    where = place(x)
-    found = listed(x, "finished", "bools") if where is None else adopt(x, devices.get("cpu") if where == "cpu" else device, "finished")
-    if found.shape != (size,) or found.dtype.name not in ("bool", "uint8"):
-        raise ArgumentError(f"`finished` must be bool of shape ({size},), one for each sequence; got {found.dtype} {tuple(found.shape)}.")
-    return device.asarray(found)
-
-
-def _lengths(x: Any, name: str, device: Device) -> Array:
-    found = _integers(x, name, 1, device)
-    lengths: Array = device.to_host(found).astype(np.int64)
-    if lengths.size and lengths.min() < 0:
-        b = int(lengths.argmin())
-        raise ArgumentError(f"`{name}` must not be negative; sequence {b} has {lengths[b]}.")
-    lengths.flags.writeable = False
-    return lengths
-
-
-def _integers(x: Any, name: str, rank: int, device: Device, columns: bool = False) -> Any:
-    """A caller's list or array of integers: a NumPy array, or one of the device."""
-    where = place(x)
-    if where is None or where == "cpu":
-        found = _listed(x, name) if where is None else adopt(x, devices.get("cpu"), name)
-        if not found.size and found.dtype.kind == "f":  # NumPy makes an empty list one of floats
-            found = found.astype(np.int64)
-        if columns and found.shape == (0,):
-            found = found.reshape(0, 0)
-    else:
-        found = adopt(x, device, name)
-    if found.ndim != rank:
-        shape = "(batch_size, max_blocks)" if rank == 2 else "(batch_size,)"
-        raise ArgumentError(f"`{name}` must have the shape {shape}; got {tuple(found.shape)}.")
-    if found.dtype.kind not in "iu":
-        raise ArgumentError(f"`{name}` must hold integers; got {found.dtype}.")
-    return found
-
-
-def _narrowed(table: Array) -> Array:
-    """A table of any integers for int32: an entry that int32 cannot hold must not wrap round to a valid one."""
-    if table.dtype == np.int32:
-        return table
-    held = np.iinfo(table.dtype)
-    return np.clip(table, max(held.min, -1), min(held.max, INT32_MAX))
-
-
-def _listed(x: Any, name: str) -> Array:
-    try:
-        return np.asarray(x)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ArgumentError(f"`{name}` must hold integers, in rows of equal length (pad with -1); NumPy says: {error}") from error

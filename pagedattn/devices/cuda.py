@@ -14,7 +14,7 @@ from pagedattn import arch as archs
 from pagedattn import dispatch, env
 from pagedattn.build import build
 from pagedattn.devices.base import Device
-from pagedattn.devices.launch import OVERLAPPING, Launcher, launch_kernel
+from pagedattn.devices.launch import Launcher, launch_kernel, may_overlap
 from pagedattn.devices.streams import Foreign, of_torch, stream_address
 from pagedattn.errors import ArgumentError, DeviceFault, UnsupportedError
 from pagedattn.params import fill
@@ -116,7 +116,8 @@ class CudaDevice(Device):
         self._workspaces: dict[tuple[int, int], _Workspace] = {}
         self._guard = threading.Lock()
         self._driver_error = self._driver.CUDADriverError
-        self._launcher = Launcher(launch_kernel(), self._driver_error, self._bind, overlapping=self.arch.number >= OVERLAPPING)
+        overlapping = may_overlap(self.arch.number, self._runtime.driverGetVersion())
+        self._launcher = Launcher(launch_kernel(), self._driver_error, self._bind, overlapping)
 
     @property
     def source(self) -> archs.Arch:

@@ -25,11 +25,12 @@ TEMPLATES = sorted(resources.folder("templates").glob("*.j2"))
 # A part imports parts of its own row and of the rows above; none imports itself through another.
 ROWS = (
     ("errors", "dtypes", "arch", "env", "resources", "values"),
-    ("layout", "params", "parallel", "tuning", "prepare", "problem", "quant", "rope", "footprint", "spec"),
+    ("layout", "params", "parallel", "tuning", "prepare", "problem", "quant", "rope", "rope_kinds", "footprint", "spec"),
     ("render", "nvrtc", "kernel", "entry", "store", "tuned_file"),
     ("build", "tuned", "dispatch", "fusion", "plan", "workspace"),
     ("devices",),
-    ("allocator", "sequences", "arrays", "batch", "blocks", "convert", "figures", "pools", "cache", "checks", "extras", "collective"),
+    ("allocator", "sequences", "arrays", "collective", "integers"),
+    ("batch", "blocks", "convert", "figures", "pools", "cache", "checks", "extras"),
     ("ops", "merge", "varlen"),
     ("archive", "bench", "distributed", "explain", "precompile", "show", "testing", "warmup"),
     ("candidates", "trial", "tune_report", "tune"),
