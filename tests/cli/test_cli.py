@@ -369,14 +369,14 @@ def test_warmup_on_a_gpu(home: Path, run) -> None:
     status, out, _ = run("warmup", *SHAPE)
     assert (status, "8 kernels ready on cuda:" in out) == (0, True)
     device = pagedattn.devices.get("cuda")
-    before = len(device._loaded)
+    before = len(device._modules)
     cache = pagedattn.KVCache(8, num_kv_heads=8, head_dim=64, block_len=16, device=device)
     batch = cache.extend([cache.new_sequence(), cache.new_sequence()], [20, 1])
     q, k = device.zeros((21, 32, 64), "float16"), device.zeros((21, 8, 64), "float16")
     for splits in (None, 4):
         pagedattn.paged_attention(q, cache, batch, k=k, v=k, num_splits=splits)
     pagedattn.gather(cache, batch)
-    assert len(device._loaded) == before
+    assert len(device._modules) == before
 
 
 def test_explain(home: Path, run) -> None:
