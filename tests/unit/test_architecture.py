@@ -31,7 +31,7 @@ ROWS = (
     ("devices",),
     ("allocator", "sequences", "arrays", "collective", "integers"),
     ("assignment", "batch", "block_table", "blocks", "convert", "figures", "pools", "cache", "checks", "extras"),
-    ("ops", "merge", "varlen"),
+    ("append", "gather", "merge", "ops", "results", "varlen"),
     ("archive", "bench", "distributed", "explain", "precompile", "show", "testing", "warmup"),
     ("candidates", "trial", "tune_report", "tune"),
     ("pagedattn", "torch", "transformers"),
