@@ -30,7 +30,7 @@ ROWS = (
     ("build", "tuned", "dispatch", "fusion", "plan", "workspace"),
     ("devices",),
     ("allocator", "sequences", "arrays", "collective", "integers"),
-    ("assignment", "batch", "block_table", "blocks", "convert", "figures", "pools", "cache", "checks", "extras"),
+    ("assignment", "batch", "block_manager", "block_table", "blocks", "convert", "figures", "pools", "cache", "checks", "extras"),
     ("append", "gather", "merge", "ops", "results", "varlen"),
     ("archive", "bench", "distributed", "explain", "precompile", "show", "testing", "warmup"),
     ("candidates", "trial", "tune_report", "tune"),
