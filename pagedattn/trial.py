@@ -16,7 +16,8 @@ from pagedattn.cache import KVCache
 from pagedattn.errors import PagedAttnError, UnsupportedError
 from pagedattn.footprint import TILED
 from pagedattn.ops import paged_attention
-from pagedattn.spec import KernelSpec, shipped
+from pagedattn.shipped import shipped
+from pagedattn.spec import KernelSpec
 from pagedattn.tune_report import Shape, median
 from pagedattn.tuning import Key, Tile, fields_of
 

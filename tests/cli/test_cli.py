@@ -17,7 +17,7 @@ import pytest
 
 import pagedattn
 from pagedattn import bench, build, cli
-from pagedattn.spec import shipped
+from pagedattn.shipped import shipped
 from pagedattn.store import Store
 
 NAME = "merge_f16_kvf16_d64_sm80"

@@ -14,7 +14,7 @@ import pytest
 
 import pagedattn
 from pagedattn import render, resources
-from pagedattn.spec import shipped
+from pagedattn.shipped import shipped
 
 PACKAGE = Path(pagedattn.__file__).parent
 FILES = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in PACKAGE.rglob("*.py")}
@@ -25,7 +25,7 @@ TEMPLATES = sorted(resources.folder("templates").glob("*.j2"))
 # A part imports parts of its own row and of the rows above; none imports itself through another.
 ROWS = (
     ("errors", "dtypes", "arch", "env", "resources", "values"),
-    ("layout", "params", "parallel", "tuning", "prepare", "problem", "quant", "rope", "rope_kinds", "footprint", "spec"),
+    ("layout", "params", "parallel", "tuning", "prepare", "problem", "quant", "rope", "rope_kinds", "footprint", "spec", "shipped"),
     ("render", "nvrtc", "kernel", "entry", "store", "tuned_file"),
     ("build", "tuned", "dispatch", "fusion", "plan", "workspace"),
     ("devices",),

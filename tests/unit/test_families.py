@@ -12,7 +12,8 @@ import pagedattn as pa
 from pagedattn import arch, devices, nvrtc, tuning
 from pagedattn.devices.interpreter import InterpreterDevice
 from pagedattn.footprint import STATIC_SHARED_BYTES
-from pagedattn.spec import KernelSpec, shipped
+from pagedattn.shipped import shipped
+from pagedattn.spec import KernelSpec
 
 
 @pytest.mark.parametrize(

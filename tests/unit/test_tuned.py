@@ -17,7 +17,8 @@ from pagedattn import arch, candidates, dispatch, tuned, tuned_file, tuning, wor
 from pagedattn.devices.interpreter import InterpreterDevice
 from pagedattn.explain import explain_shape
 from pagedattn.footprint import TILED
-from pagedattn.spec import KernelSpec, shipped
+from pagedattn.shipped import shipped
+from pagedattn.spec import KernelSpec
 from pagedattn.store import Store
 from pagedattn.testing import assert_matches_reference
 from pagedattn.tune import selected
