@@ -192,6 +192,8 @@ def test_when_new_rows_have_a_launch_of_their_own(why: str) -> None:
     assert [name.split("_")[0] for name in names] == (apart if why in APART else ["decode"])
     assert any("fused" in name for name in names) == (why not in APART)
 
+
+def test_results_are_allocated_like_the_first() -> None:
     gpu = FakeGpu()
     cache, batch, q = cache_on(gpu), batch_on(gpu), rows(gpu, 3)
     for _ in range(2):
