@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pagedattn.append import append
 from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import (
@@ -20,9 +21,10 @@ from pagedattn.errors import (
     UnsupportedError,
 )
 from pagedattn.explain import explain, supports
+from pagedattn.gather import gather
 from pagedattn.layout import BlockLayout
 from pagedattn.merge import merge
-from pagedattn.ops import append, gather, paged_attention
+from pagedattn.ops import paged_attention
 from pagedattn.parallel import ContextParallel
 from pagedattn.params import AttentionParams
 from pagedattn.precompile import precompile

@@ -337,7 +337,7 @@ def test_a_trial_runs_the_kernels_and_knows_right_from_wrong(tmp_path: Path, mon
         out[-1] *= 1.01
         return out
 
-    monkeypatch.setattr(trials.ops, "paged_attention", spoiled)
+    monkeypatch.setattr(trials, "paged_attention", spoiled)
     assert "differs from float64 attention" in trial.wrong(tile)
     assert tuned.table(GPU, TARGET).rows == {}, "a trial leaves nothing behind"
 
