@@ -68,7 +68,9 @@ def workspace_bytes(
     if num_heads % num_kv_heads:
         raise ArgumentError(f"`num_heads` must be a multiple of num_kv_heads, {num_kv_heads}; got {num_heads}.")
     device: Any = SimpleNamespace(arch=archs.parse(arch), source=archs.parse(arch), sm_count=sm_count, model="")
-    batch: Any = SimpleNamespace(batch_size=batch_size, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
+    batch: Any = SimpleNamespace(
+        batch_size=batch_size, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, total_k=0
+    )  # nobody says how many
     spec, _, packs, places = dispatch.plan_decode(device, layout, num_heads // num_kv_heads, batch, cuts)
     pieces = places * batch_size * num_kv_heads * packs if cuts else places
     room = pieces * spec.piece_bytes
