@@ -8,22 +8,22 @@ import numpy as np
 
 from pagedattn import devices
 from pagedattn.arrays import place
+from pagedattn.assignment import require_assignable
+from pagedattn.block_table import BlockTable
 from pagedattn.blocks import Blocks
 from pagedattn.errors import ArgumentError
 from pagedattn.integers import INT32_MAX, flags, integers, narrowed, token_counts
-from pagedattn.parallel import WHOLE, ContextParallel
+from pagedattn.parallel import ContextParallel
 from pagedattn.plan import Plans
 from pagedattn.values import flag
 
 if TYPE_CHECKING:
-    from pagedattn.cache import KVCache
     from pagedattn.devices.base import Device
-    from pagedattn.layout import BlockLayout
 
 Array = np.ndarray[Any, Any]
 
 
-class Batch:
+class Batch(BlockTable):
     """Sequences of a paged cache, as a call sees them. A batch does not change; make a new one for the next step.
 
     A captured CUDA graph reads its batch's device arrays at every replay: there `assign` puts the next step into them.
@@ -41,7 +41,7 @@ class Batch:
         bool on the device is used as it is: what it holds when a kernel runs counts.
     unshared : bool
         That no block which takes a new token is in another sequence's row; `KVCache.extend` makes it so. A decode step may then write and
-        attend in one launch. Nobody looks whether it holds.
+        attend in one launch. Whether it holds is looked at on `cpu`, and with PAGEDATTN_CHECK=1.
     device : str or Device, optional
         Where the calls run. None: where `block_table` is, or for a host array the default device.
 
@@ -81,31 +81,19 @@ class Batch:
 
     __slots__ = (
         "_buffer",
-        "_checked",
-        "_frozen",
-        "_wide",
         "batch_size",
-        "block_table",
-        "blocks",
         "cu_seqlens_k",
         "cu_seqlens_q",
-        "device",
-        "finished",
-        "max_blocks",
-        "max_seqlen_k",
         "max_seqlen_q",
         "notes",
         "num_decode",
         "num_prefill",
         "num_tokens",
         "plans",
-        "seqlens_k",
         "seqlens_q",
         "total_k",
         "unshared",
     )
-
-    _wide: Array | None
 
     def __init__(
         self,
@@ -253,10 +241,10 @@ class Batch:
         self.plans = Plans()
         self.finished = None
         self.unshared = False
-        self.blocks: Blocks | None = None
-        self._checked: tuple[int, int, ContextParallel] | None = None
+        self.blocks = None
+        self._checked = None
         self.notes: dict[Any, Any] = {}  # what calls have worked out for this batch
-        self._wide = None  # the table as it came, if int32 cannot hold an entry
+        self._wide = None
 
     def assign(self, other: Batch) -> None:
         """Put another batch's block table and lengths into this one's device arrays, on the current stream.
@@ -282,23 +270,7 @@ class Batch:
             raise ArgumentError(f"`other` must be a Batch; got {type(other).__name__}.")
         if not self._frozen:
             raise ArgumentError("`block_table` must be the batch's own to be assigned to; this one is the caller's array. Write to that.")
-        if other.device is not self.device:
-            raise ArgumentError(f"`other` must be on {self.device.name}; got one on {other.device.name}.")
-        if other.blocks is not None or self.blocks is not None:
-            raise ArgumentError("batches of `from_block_ptrs` must be made anew for each step; got one to assign.")
-        if self.finished is not None and isinstance(self.finished, np.ndarray) and not self.finished.flags.writeable:
-            raise ArgumentError("`finished` of this batch must be writable, for `assign` writes there; got a read-only array.")
-        if other.finished is not None and self.finished is None:
-            raise ArgumentError("`other.finished` needs a place in this batch, which was made without `finished`. Make it with flags.")
-        if self.unshared and not other.unshared:
-            raise ArgumentError("`other` must be `unshared`, as this batch was made to be; got one whose blocks may be shared.")
-        if not np.array_equal(other.seqlens_q, self.seqlens_q):
-            raise ArgumentError(
-                f"`other` must have this batch's numbers of new tokens, {self.seqlens_q.tolist()}; got {other.seqlens_q.tolist()}."
-            )
-        for name in ("max_seqlen_k", "max_blocks"):
-            if getattr(other, name) > getattr(self, name):
-                raise ArgumentError(f"`other.{name}` must be at most {getattr(self, name)}, this batch's room; got {getattr(other, name)}.")
+        require_assignable(self, other)
         cells = self.batch_size * self.max_blocks
         with self.device.meeting():
             self._buffer[:cells].reshape(self.batch_size, self.max_blocks)[:, : other.max_blocks] = other.block_table
@@ -316,56 +288,6 @@ class Batch:
         batch.block_table, batch.finished, batch.blocks = self.block_table, self.finished, self.blocks
         batch._frozen, batch._wide = self._frozen, self._wide
         return batch
-
-    def check_width(self, block_len: int, cp: ContextParallel = WHOLE) -> None:
-        """Refuse a table with too few columns for the longest sequence in blocks of `block_len` tokens. Cheap enough for every call."""
-        if self.blocks is not None:
-            lengths, finished = cp.own(self.seqlens_k), None if self.finished is None else self.device.to_host(self.finished).astype(bool)
-            self.blocks.check(lengths if finished is None else np.where(finished, 0, lengths), block_len)
-            return
-        longest = cp.own(self.max_seqlen_k)
-        if longest > self.max_blocks * block_len:
-            needed = -(-longest // block_len)
-            raise ArgumentError(
-                f"`block_table` must have {needed} columns for the longest sequence, {longest} tokens in blocks of {block_len}; "
-                f"got {self.max_blocks}."
-            )
-
-    @property
-    def beyond_int32(self) -> bool:
-        """Whether the table that was given has entries that no pool has: reason enough to look where they are."""
-        return self._wide is not None
-
-    def check_cache(self, layout: BlockLayout, num_blocks: int, cp: ContextParallel = WHOLE) -> None:
-        """Refuse a table that is too narrow for `layout`, or whose used entries lie outside 0 .. num_blocks-1.
-
-        What passed is not checked again, unless the table is the caller's own memory. On a GPU the table is copied to the host.
-        """
-        if self._checked == (layout.block_len, num_blocks, cp):
-            return
-        self.check_width(layout.block_len, cp)
-        if self.blocks is not None:
-            return
-        table = self.device.to_host(self.block_table) if self._wide is None else self._wide
-        lengths = cp.own(self.seqlens_k)
-        used = np.arange(table.shape[1]) < -(-lengths[:, None] // layout.block_len)
-        if self.finished is not None:
-            used &= ~self.device.to_host(self.finished).astype(bool)[:, None]
-        outside = np.argwhere(used & ((table < 0) | (table >= num_blocks)))
-        if len(outside):
-            b, i = (int(index) for index in outside[0])
-            raise ArgumentError(
-                f"the used entries of `block_table` must lie in 0..{num_blocks - 1}, the pool's blocks; "
-                f"block_table[{b}, {i}] is {table[b, i]}, and sequence {b} has {lengths[b]} tokens in blocks of {layout.block_len}."
-            )
-        if self._frozen and self.finished is None:
-            self._checked = (layout.block_len, num_blocks, cp)
-
-    def pool_of(self, cache: KVCache) -> Any:
-        """The memory that the table's entries count in: the cache's pool, or that of `from_block_ptrs`."""
-        if self.blocks is None:
-            return cache.pool
-        return self.device.memory_at(self.blocks.base, self.blocks.span + cache.layout.block_bytes)
 
     def __repr__(self) -> str:
         return (

@@ -58,9 +58,9 @@ SPEC_FIELDS = ("cta_s", "cta_q", "stages", "warps", "min_ctas")  # of a row, tho
 # (head_dim, heads of a pack, bits of a stored element) -> rows. Registers bound the warps: large head_dims keep more of O and Q, and with
 # codes to convert leave no room for packs of 16.
 DECODE: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
-    (64, 8, 16): (DecodeTile(12, 3), DecodeTile(8, 2), DecodeTile(4, 2)),
-    (64, 16, 16): (DecodeTile(12, 3), DecodeTile(8, 3), DecodeTile(8, 2), DecodeTile(4, 2)),
-    (96, 8, 16): (DecodeTile(12, 2), DecodeTile(8, 2), DecodeTile(6, 2), DecodeTile(4, 2)),
+    (64, 8, 16): (DecodeTile(12, 3), DecodeTile(8, 2)),
+    (64, 16, 16): (DecodeTile(12, 3), DecodeTile(8, 3), DecodeTile(8, 2)),
+    (96, 8, 16): (DecodeTile(12, 2), DecodeTile(8, 2), DecodeTile(6, 2)),
     (96, 16, 16): (DecodeTile(8, 2), DecodeTile(4, 2)),
     (128, 8, 16): (DecodeTile(10, 2), DecodeTile(8, 2), DecodeTile(4, 2)),
     (128, 16, 16): (DecodeTile(8, 2), DecodeTile(6, 2), DecodeTile(4, 2)),
@@ -68,18 +68,18 @@ DECODE: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
     (192, 16, 16): (DecodeTile(6, 2), DecodeTile(4, 2), DecodeTile(2, 2)),
     (256, 8, 16): (DecodeTile(5, 2), DecodeTile(4, 2), DecodeTile(2, 2)),
     (256, 16, 16): (DecodeTile(4, 2), DecodeTile(2, 2), DecodeTile(1, 2)),
-    (64, 8, 8): (DecodeTile(12, 3, 32), DecodeTile(12, 2, 32), DecodeTile(8, 2, 32), DecodeTile(6, 2, 32), DecodeTile(4, 2, 32)),
+    (64, 8, 8): (DecodeTile(12, 3, 32), DecodeTile(12, 2, 32), DecodeTile(8, 2, 32)),
     (64, 16, 8): (DecodeTile(8, 2, 32), DecodeTile(4, 2, 32)),
-    (96, 8, 8): (DecodeTile(12, 2, 32), DecodeTile(8, 2, 32), DecodeTile(6, 2, 32), DecodeTile(4, 2, 32)),
+    (96, 8, 8): (DecodeTile(12, 2, 32), DecodeTile(8, 2, 32), DecodeTile(6, 2, 32)),
     (96, 16, 8): (DecodeTile(8, 2, 32), DecodeTile(6, 2, 32), DecodeTile(4, 2, 32)),
     (128, 8, 8): (DecodeTile(8, 2, 32), DecodeTile(7, 2, 32), DecodeTile(4, 2, 32)),
     (128, 16, 8): (DecodeTile(8, 2, 32), DecodeTile(6, 2, 32), DecodeTile(4, 2, 32), DecodeTile(3, 2, 32)),
     (192, 8, 8): (DecodeTile(7, 2, 32), DecodeTile(5, 2, 32), DecodeTile(3, 2, 32)),
     (256, 8, 8): (DecodeTile(5, 2, 32), DecodeTile(3, 2, 32), DecodeTile(2, 2, 32)),
-    (64, 8, 4): (DecodeTile(12, 3, 32), DecodeTile(12, 2, 32), DecodeTile(8, 2, 32)),
-    (64, 16, 4): (DecodeTile(12, 2, 32), DecodeTile(8, 2, 32), DecodeTile(6, 2, 32)),
-    (96, 8, 4): (DecodeTile(12, 3, 32), DecodeTile(12, 2, 32), DecodeTile(8, 2, 32), DecodeTile(6, 2, 32)),
-    (96, 16, 4): (DecodeTile(8, 2, 32), DecodeTile(6, 2, 32), DecodeTile(4, 2, 32)),
+    (64, 8, 4): (DecodeTile(12, 3, 32), DecodeTile(12, 2, 32)),
+    (64, 16, 4): (DecodeTile(12, 2, 32), DecodeTile(8, 2, 32)),
+    (96, 8, 4): (DecodeTile(12, 3, 32), DecodeTile(12, 2, 32), DecodeTile(8, 2, 32)),
+    (96, 16, 4): (DecodeTile(8, 2, 32), DecodeTile(6, 2, 32)),
     (128, 8, 4): (DecodeTile(12, 2, 32), DecodeTile(10, 2, 32), DecodeTile(6, 2, 32)),
     (128, 16, 4): (DecodeTile(8, 2, 32), DecodeTile(4, 2, 32)),
     (192, 8, 4): (DecodeTile(8, 2, 32), DecodeTile(7, 2, 32), DecodeTile(4, 2, 32)),
@@ -129,7 +129,7 @@ DECODE_M8N8K4: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
     (96, 8, 8): (DecodeTile(8, 1, 32),),
     (96, 16, 8): (DecodeTile(8, 1, 32),),
     (128, 8, 8): (DecodeTile(8, 1, 32),),
-    (128, 16, 8): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
+    (128, 16, 8): (DecodeTile(6, 1, 32),),
     (192, 8, 8): (DecodeTile(8, 1, 32), DecodeTile(5, 1, 32)),
     (256, 8, 8): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
     (64, 8, 4): (DecodeTile(8, 1, 32),),
@@ -137,16 +137,16 @@ DECODE_M8N8K4: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
     (96, 8, 4): (DecodeTile(8, 1, 32),),
     (96, 16, 4): (DecodeTile(8, 1, 32),),
     (128, 8, 4): (DecodeTile(8, 1, 32),),
-    (128, 16, 4): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
-    (192, 8, 4): (DecodeTile(8, 1, 32), DecodeTile(5, 1, 32)),
-    (256, 8, 4): (DecodeTile(6, 1, 32), DecodeTile(4, 1, 32)),
+    (128, 16, 4): (DecodeTile(6, 1, 32),),
+    (192, 8, 4): (DecodeTile(8, 1, 32),),
+    (256, 8, 4): (DecodeTile(6, 1, 32),),
 }
 DECODE_OF = {"m16n8k16": DECODE, "m16n8k8": DECODE_M16N8K8, "m8n8k4": DECODE_M8N8K4}
 
 # (head_dim, whether the cache holds codes) -> rows. Codes become elements once a CTA: more query rows share the work. With two stages warps
 # make one tile of elements while others compute another.
 PREFILL: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
-    (64, False): (PrefillTile(4, 128, 64, 2), PrefillTile(4, 128, 64, 1)),
+    (64, False): (PrefillTile(4, 128, 64, 2),),
     (96, False): (PrefillTile(4, 128, 64, 2), PrefillTile(4, 128, 64, 1)),
     (128, False): (PrefillTile(4, 128, 64, 2), PrefillTile(8, 256, 64, 1), PrefillTile(4, 128, 64, 1)),
     (192, False): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pagedattn import checks, devices, dtypes
+from pagedattn.append import append
 from pagedattn.arrays import adopt, device_of, give_back, place, room_like, stream_of
 from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, UnsupportedError
 from pagedattn.extras import resolve
 from pagedattn.layout import BlockLayout
-from pagedattn.ops import append, paged_attention
+from pagedattn.ops import paged_attention
 from pagedattn.problem import Problem
 from pagedattn.rope import Rope
 from pagedattn.values import flag, listed

@@ -68,7 +68,9 @@ def workspace_bytes(
     if num_heads % num_kv_heads:
         raise ArgumentError(f"`num_heads` must be a multiple of num_kv_heads, {num_kv_heads}; got {num_heads}.")
     device: Any = SimpleNamespace(arch=archs.parse(arch), source=archs.parse(arch), sm_count=sm_count, model="")
-    batch: Any = SimpleNamespace(batch_size=batch_size, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
+    batch: Any = SimpleNamespace(
+        batch_size=batch_size, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, total_k=0
+    )  # nobody says how many
     spec, _, packs, places = dispatch.plan_decode(device, layout, num_heads // num_kv_heads, batch, cuts)
     pieces = places * batch_size * num_kv_heads * packs if cuts else places
     room = pieces * spec.piece_bytes
@@ -98,8 +100,8 @@ def require(given_bytes: int, launches: Plan | list[Launch]) -> None:
         )
     if room and given_bytes < COUNTER_BYTES + room:
         raise ArgumentError(
-            f"`workspace` must have at least {COUNTER_BYTES + room} bytes for this call; got {given_bytes}. See workspace_bytes: "
-            "a call with a `mask` wants its max_seqlen_q to be at least 2."
+            f"`workspace` must have at least {COUNTER_BYTES + room} bytes for this call; got {given_bytes}. `workspace_bytes` tells "
+            "how many a call takes; where a `mask` is given, ask it with max_seqlen_q=2 or more."
         )
 
 

@@ -84,7 +84,7 @@ def test_tables_say_what_was_measured() -> None:
     assert "not measured: flashinfer." in tables.prefill_peers(result())
     assert '| int8, `"fixed:512"` | 1.25 |' in tables.splits(result())
     assert "| 16 bits | 40.0 / 42.5 / 40.1 |" in tables.fused(result())
-    assert "- all: commit 0123456; the card read at 4.60 TB/s" in tables.device(result())
+    assert "commit 0123456, driver 1.2, CuPy 14, NVRTC 13.0; the card read at 4.60 TB/s" in tables.device(result())
 
 
 def test_results_of_several_runs_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +103,8 @@ def test_results_of_several_runs_are_joined(tmp_path: Path, monkeypatch: pytest.
     whole = json.loads(files[0].read_text())
     assert "| int4 | 200 (0.95) |" in tables.decode(whole)
     assert tables.prefill(whole) == tables.prefill(result())
-    assert "- decode: commit fed; the card read at 4.50 TB/s" in tables.device(whole)
-    assert "- host, fused, splits, prefill, peers, scale: commit 0123456; the card read at 4.60 TB/s" in tables.device(whole)
+    assert "- decode: commit fed, driver 1.2, CuPy 14, NVRTC 13.0; the card read at 4.50 TB/s" in tables.device(whole)
+    assert "- host, fused, splits, prefill, peers, scale: commit 0123456, driver" in tables.device(whole)
     assert whole["summary"] == summary.of(whole)
     for other in ({**later, "device": "Another GPU"}, {**later, "quick": True}):
         with pytest.raises(SystemExit, match="one kind of device and not quick"):

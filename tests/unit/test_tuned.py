@@ -17,7 +17,8 @@ from pagedattn import arch, candidates, dispatch, tuned, tuned_file, tuning, wor
 from pagedattn.devices.interpreter import InterpreterDevice
 from pagedattn.explain import explain_shape
 from pagedattn.footprint import TILED
-from pagedattn.spec import KernelSpec, shipped
+from pagedattn.shipped import shipped
+from pagedattn.spec import KernelSpec
 from pagedattn.store import Store
 from pagedattn.testing import assert_matches_reference
 from pagedattn.tune import selected
@@ -89,7 +90,7 @@ def test_a_tuned_row_says_when_keys_are_shared(home: Path) -> None:
     fewer = explain_shape(**SHAPE, kv_dtype="int8", seqlens_q=[2], seqlens_k=[1100], device=device())
     assert (plain.steps[0].grid, fewer.steps[0].grid) == (2, 2), "two multiprocessors leave no room to share"
     many = SimpleNamespace(arch=arch.parse(TARGET), source=arch.parse(TARGET), sm_count=132, model="")
-    batch: Any = SimpleNamespace(batch_size=1, max_seqlen_q=2, max_seqlen_k=1100)
+    batch: Any = SimpleNamespace(batch_size=1, max_seqlen_q=2, max_seqlen_k=1100, total_k=0)
     layout = pa.BlockLayout(2, 64, kv_dtype="int8")
     parts = {}
     for many.model in ("", GPU):
@@ -103,7 +104,7 @@ def test_explain_names_the_row_and_where_it_is_from(home: Path) -> None:
     assert f"    tile: warps=7, stages=2, cta_s=16; tuned on {GPU}, 2026-11-21, {path}\n" in told
     assert "_w7_flat_sm90\n" in told
     assert (
-        "    tile: warps=4, cta_q=128, cta_s=64, min_ctas=2, stages=2, part_tiles=8, most_parts=16; row 1 of 2 of the shipped table\n"
+        "    tile: warps=4, cta_q=128, cta_s=64, min_ctas=2, stages=2, part_tiles=8, most_parts=16; row 1 of 1 of the shipped table\n"
         in told
     )
     cache = pa.KVCache(8, num_kv_heads=2, head_dim=64, device=device())
@@ -184,6 +185,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "is ignored, and the shipped tuning table used: "),
     "empty": (lambda path: path.write_text(""), "Expecting value"),
     "no text": (lambda path: path.write_bytes(b"\xff\xfe\x00"), "is ignored"),
+    "nested": (lambda path: path.write_text("[" * 100_000), "nested too deep"),
+    "rows by name": (put(rows={}), "its rows must be a list"),
     "a list": (lambda path: path.write_text("[1]"), "it is not what was written"),
     "edited": (lambda path: path.write_text(path.read_text().replace('"warps": 7', '"warps": 6')), "its checksum differs"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
@@ -267,7 +270,7 @@ def test_workspace_bytes_holds_for_every_candidate(sm_count: int, target: str) -
             dispatch.spec_for.cache_clear()
             with tuned.trying(GPU, target, key, row):
                 for (new, length), bound in zip(lengths, bounds, strict=True):
-                    batch: Any = SimpleNamespace(batch_size=1, max_seqlen_q=new, max_seqlen_k=length)
+                    batch: Any = SimpleNamespace(batch_size=1, max_seqlen_q=new, max_seqlen_k=length, total_k=0)
                     if key.op == "decode":
                         spec, _, _, pieces = dispatch.plan_decode(gpu, layout, key.heads, batch, 0)
                     else:
