@@ -72,9 +72,13 @@ struct Cursor {
     DEVICE int units() const { return tiles > 0 ? tiles + kSegmentUnits : 0; }
 
     // The warp's range of units ends at `end`.
-    DEVICE void end_at(int end) { stop = min(tiles, end - start - kSegmentUnits); }
+    DEVICE void end_at(const Params&, int end) { stop = min(tiles, end - start - kSegmentUnits); }
 
     DEVICE bool done() const { return tile >= stop; }
+
+    // A piece ends here. Another begins at `leave`, of another segment: the queries change.
+    DEVICE bool paused() const { return done(); }
+    DEVICE bool entered() const { return true; }
 
     // The first tile that the window lets through.
     DEVICE int first() const { return low / CTA_S; }
@@ -91,7 +95,7 @@ struct Cursor {
     {
         if (stop == tiles) {
             enter_next(p);
-            end_at(end);
+            end_at(p, end);
         }
         if (done()) {
             low = tile = stop = 0;  // a tile that surely exists, of whichever sequence
@@ -99,7 +103,6 @@ struct Cursor {
         }
     }
 
-private:
     DEVICE void enter_next(const Params& p)
     {
         tile = 0;
