@@ -97,11 +97,10 @@ class Footprint:
             return 0
         if self.family == "sm80":
             return 2
-        room = min(self.generation.cta_shared_bytes, archs.parse(self.arch).cta_shared_bytes) - STATIC_SHARED_BYTES
         slot = (self.cta_s or 0) * (self.row_bytes + (8 if self.quantised else 0))
         for pieces in (2, 1):
             own = _lines(max(slot, self.piece_bytes)) + (pieces - 1) * self.piece_bytes + self.private_bytes
-            if (self.warps or 0) * own <= room:
+            if (self.warps or 0) * own <= self._room:
                 return pieces
         return 0
 
@@ -114,9 +113,9 @@ class Footprint:
     def part_keys(self) -> int:
         """Decode, cut: keys of a part, which is one warp's. Results depend on it: it must follow from nothing but the kinds of keys.
 
-        Small parts spread short work evenly; each costs some hundred instructions, a tenth of 64 keys of int4 and a twentieth of 128.
+        Small parts spread short work evenly, but each costs some 300 instructions, the work of 18 keys of int4.
         """
-        return 64 if dtypes.of(self.kv_dtype).bits == 4 else 128
+        return 256 if dtypes.of(self.kv_dtype).bits == 4 else 128
 
     @property
     def sum_bytes(self) -> int:
@@ -126,7 +125,8 @@ class Footprint:
     @property
     def shared_sums(self) -> bool:
         """Decode, cut: whether shared memory holds the sums."""
-        return self.splits == "cut" and self.family == "sm80"
+        own = self.ring_bytes + self.private_bytes + self.sum_bytes
+        return self.splits == "cut" and self.family == "sm80" and (self.warps or 0) * own <= self._room
 
     @property
     def warp_bytes(self) -> int:
@@ -173,6 +173,11 @@ class Footprint:
         if self.op == "append":  # a warp's rows on their way through bias and rotation
             return 512 * (self.warps or 0) if self.quantised else 0
         return self.ring_bytes + self.query_bytes if self.op in TILED else 0
+
+    @property
+    def _room(self) -> int:
+        """Dynamic shared memory that a CTA may have."""
+        return min(self.generation.cta_shared_bytes, archs.parse(self.arch).cta_shared_bytes) - STATIC_SHARED_BYTES
 
     def _fits(self) -> bool:
         taken = self.shared_bytes + STATIC_SHARED_BYTES

@@ -36,6 +36,7 @@ struct Pack {
 
 template<class Params, int CTA_S>
 struct Cursor {
+    using Ahead = Cursor;
     int b, slot;      // sequence; segment within it: KV head * head_packs + pack
     int tile, tiles;  // tile within the segment, and how many there are
     int stop;         // tiles [tile, stop) of the segment are left to the warp; none: it is done
@@ -74,6 +75,9 @@ struct Cursor {
     // The warp's range of units ends at `end`.
     DEVICE void end_at(const Params&, int end) { stop = min(tiles, end - start - kSegmentUnits); }
 
+    // Before the first tile.
+    DEVICE void begin(const Params& p, int end) { end_at(p, end); }
+
     DEVICE bool done() const { return tile >= stop; }
 
     // A piece ends here. Another begins at `leave`, of another segment: the queries change.
@@ -98,9 +102,15 @@ struct Cursor {
             end_at(p, end);
         }
         if (done()) {
-            low = tile = stop = 0;  // a tile that surely exists, of whichever sequence
-            len = 1;
+            rest();
         }
+    }
+
+    // On a tile that surely exists, of whichever sequence.
+    DEVICE void rest()
+    {
+        low = tile = stop = 0;
+        len = 1;
     }
 
     DEVICE void enter_next(const Params& p)

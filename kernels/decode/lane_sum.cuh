@@ -10,6 +10,7 @@ struct LaneSum {
     using State = typename P::State;
     static constexpr int kRows = 2 * Impl::kHeadTiles;                // heads of a lane
     static constexpr int kPairs = kRows * (Impl::kDimPairs + 1);      // of dims; of m and l
+    static constexpr int kAtOnce = 8;
     static constexpr int kFloats = 2 * kPairs * kWarpSize;
 
     float2* at;  // the lane's
@@ -53,6 +54,9 @@ struct LaneSum {
                 ends(n, e) = make_float2(top, fmaf(w, s.l(n, e), __fmul_rn(mine.y, a)));
 #pragma unroll
                 for (int i = 0; i < Impl::kDimPairs; ++i) {
+                    if (i % kAtOnce == 0) {
+                        __syncwarp();  // what is read behind it takes no registers before it
+                    }
                     float2& o = pair(i, n, e);
                     const float2 x = s.pair(i, n, e);
                     o = make_float2(fmaf(w, x.x, __fmul_rn(o.x, a)), fmaf(w, x.y, __fmul_rn(o.y, a)));

@@ -55,8 +55,8 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
         GmemIterV gmem_v;
         Impl::SetSmem(gmem_k, gmem_v, smem_slot);
 
-        place.end_at(p, end);
-        Place ahead = place;  // the tile to load
+        place.begin(p, end);
+        typename Place::Ahead ahead = place;  // the tile to load
         PrefetchQ(p, ahead, lane_id);
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
         cache.SetTile(ahead.first() + ahead.tile, ahead.len);

@@ -30,8 +30,8 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
         GmemIterV gmem_v;
         Impl::SetSmem(gmem_k, gmem_v, smem_ring);
 
-        place.end_at(p, end);
-        Place ahead = place;  // the tile to load
+        place.begin(p, end);
+        typename Place::Ahead ahead = place;  // the tile to load
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
         cache.SetTile(ahead.first() + ahead.tile, ahead.len);
         auto prefetch =

@@ -55,28 +55,29 @@ struct CutMerge {
     {
         const int lane = opaque(lane_id);
         Sum sum(kSharedSums ? own_sums + warp * kSumFloats : part_piece(p, warp, kParts), lane);
-        if (c.begun && first > c.group.begin) {
+        if (Place::walk().begun && first > Place::walk().group.begin) {
             sum.Add(state);
         }
         else {
             sum.Keep(state);
         }
-        if (c.begun && c.tile < min(c.group.end, c.stop)) {
+        const auto& walk = Place::walk();
+        if (walk.begun && c.tile < min(walk.group.end, c.stop)) {
             return;
         }
         const typename Place::CutsOf cuts(p, c);
         const OutRows rows = OutRows::of<typename P::Impl>(p, c.b, c.slot, row);
         const int segment = c.segment(p), index = cuts.index(first), groups = cuts.count();
-        const bool whole = c.begun && c.tile == c.group.end;
+        const bool whole = walk.begun && c.tile == walk.group.end;
         if (whole && groups == 1) {
             P::StoreOut(p, sum, rows, lane);
             return;
         }
-        const int part = (first - c.group.begin) / kPartTiles;
-        P::StorePiece(whole ? group_piece(p, segment, index) : part_piece(p, warp, c.begun ? 0 : part), sum, rows.heads, lane);
+        const int part = (first - walk.group.begin) / kPartTiles;
+        P::StorePiece(whole ? group_piece(p, segment, index) : part_piece(p, warp, walk.begun ? 0 : part), sum, rows.heads, lane);
         if (lane == 0 && !whole) {
-            if (c.begun) {
-                const int parts = (c.group.end - c.group.begin + kPartTiles - 1) / kPartTiles;
+            if (walk.begun) {
+                const int parts = (walk.group.end - walk.group.begin + kPartTiles - 1) / kPartTiles;
                 shared.open[warp] = Open{segment, index, groups, part + 1, parts, rows};
             }
             else {

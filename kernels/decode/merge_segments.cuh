@@ -10,7 +10,7 @@ struct SegmentMerge {
     using Place = typename Groups::Place;
     static constexpr int kThreads = kWarps * kWarpSize;
     static constexpr int kTeamBytes = kThreads * sizeof(Merged);
-    static constexpr int kAtOnce = 12;
+    static constexpr int kAtOnce = 8;
 
     struct Left {  // a segment that other CTAs share: what this one has of it
         int segment, count, tiles, groups;
@@ -88,10 +88,16 @@ private:
     {
 #pragma unroll 1
         for (int item = lane; item < items; item += kWarpSize) {
-            Merged sum = add_team(p, segment, groups, 0, teams(items), item);
+            Merged sum;
 #pragma unroll 1
-            for (int team = 1; team < teams(items); ++team) {
-                sum.Add(add_team(p, segment, groups, team, teams(items), item));
+            for (int team = 0; team < teams(items); ++team) {
+                const Merged more = add_team(p, segment, groups, team, teams(items), item);
+                if (team == 0) {
+                    sum = more;
+                }
+                else {
+                    sum.Add(more);
+                }
             }
             if (item / P::kQuads < rows.heads) {
                 sum.template Store<P>(p, rows, item / P::kQuads, item % P::kQuads);
