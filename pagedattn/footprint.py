@@ -138,7 +138,8 @@ class Footprint:
         tile, most = self.cta_s or 1, self.group_keys // (self.cta_s or 1)
         tiles = max(1, -(-keys // tile))
         if num_splits > 0:
-            return min(num_splits, tiles) * -(-(-(-tiles // num_splits)) // most)
+            longest = -(-tiles // num_splits)
+            return min(num_splits, tiles) * -(-longest // most)
         cut = -num_splits // tile
         groups = -(-cut // most)
         last = tiles - 1

@@ -8,8 +8,8 @@ template<class P>
 struct LaneSum {
     using Impl = typename P::Impl;
     using State = typename P::State;
-    static constexpr int kRows = 2 * Impl::kHeadTiles;                // heads of a lane
-    static constexpr int kPairs = kRows * (Impl::kDimPairs + 1);      // of dims; of m and l
+    static constexpr int kRows = 2 * Impl::kHeadTiles;            // heads of a lane
+    static constexpr int kPairs = kRows * (Impl::kDimPairs + 1);  // of dims; of m and l
     static constexpr int kAtOnce = 8;
     static constexpr int kFloats = 2 * kPairs * kWarpSize;
 

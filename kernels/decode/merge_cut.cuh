@@ -51,9 +51,9 @@ struct CutMerge {
 
     // Takes the part [first, c.tile) of a warp's walk.
     template<class Params>
-    DEVICE void AddPart(const Params& p, const typename P::State& state, const Place& c, int first, int row, int warp, int lane_id) const
+    DEVICE void AddPart(const Params& p, const typename P::State& state, const Place& c, int first, int row) const
     {
-        const int lane = opaque(lane_id);
+        const int thread = opaque((int)threadIdx.x), warp = thread / kWarpSize, lane = thread % kWarpSize;
         Sum sum(kSharedSums ? own_sums + warp * kSumFloats : part_piece(p, warp, kParts), lane);
         if (Place::walk().begun && first > Place::walk().group.begin) {
             sum.Add(state);

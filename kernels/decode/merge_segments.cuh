@@ -10,7 +10,7 @@ struct SegmentMerge {
     using Place = typename Groups::Place;
     static constexpr int kThreads = kWarps * kWarpSize;
     static constexpr int kTeamBytes = kThreads * sizeof(Merged);
-    static constexpr int kAtOnce = 8;
+    static constexpr int kAtOnce = 16;
 
     struct Left {  // a segment that other CTAs share: what this one has of it
         int segment, count, tiles, groups;
