@@ -104,31 +104,40 @@ struct CutMerge {
             if (head >= o.rows.heads) {
                 continue;
             }
-            Merged part[kParts];
-            part[0].template Load<P>(part_piece(p, warp, 0), head, quad);
-            int owner = warp + 1;
-#pragma unroll
-            for (int k = 1; k < kParts; ++k) {
-                part[k].Clear();
-                if (k >= o.next && k < o.parts) {
-                    while (shared.found_end[owner] <= k) {
-                        ++owner;
-                    }
-                    part[k].template Load<P>(part_piece(p, owner, k), head, quad);
-                }
-            }
-#pragma unroll
-            for (int k = 1; k < kParts; ++k) {
-                if (k >= o.next && k < o.parts) {
-                    part[0].Add(part[k]);
-                }
-            }
+            const Merged sum = AddParts(p, o, warp, head, quad);
             if (o.groups == 1) {
-                part[0].template Store<P>(p, o.rows, head, quad);
+                sum.template Store<P>(p, o.rows, head, quad);
             }
             else {
-                part[0].template Keep<P>(group_piece(p, o.segment, o.index), head, quad);
+                sum.template Keep<P>(group_piece(p, o.segment, o.index), head, quad);
             }
         }
+    }
+
+private:
+    // Of a group that `warp` began; the next warps have the other parts.
+    template<class Params>
+    DEVICE Merged AddParts(const Params& p, const Open& o, int warp, int head, int quad) const
+    {
+        Merged part[kParts];
+        part[0].template Load<P>(part_piece(p, warp, 0), head, quad);
+        int owner = warp + 1;
+#pragma unroll
+        for (int k = 1; k < kParts; ++k) {
+            part[k].Clear();
+            if (k >= o.next && k < o.parts) {
+                while (shared.found_end[owner] <= k) {
+                    ++owner;
+                }
+                part[k].template Load<P>(part_piece(p, owner, k), head, quad);
+            }
+        }
+#pragma unroll
+        for (int k = 1; k < kParts; ++k) {
+            if (k >= o.next && k < o.parts) {
+                part[0].Add(part[k]);
+            }
+        }
+        return part[0];
     }
 };
