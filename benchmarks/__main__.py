@@ -58,6 +58,10 @@ def main() -> None:
     names, effort = arguments.only.split(","), Effort(arguments.quick)
     if unknown := [name for name in names if name not in SECTIONS]:
         parser.error(f"`--only` must name sections of: {', '.join(SECTIONS)}; got {', '.join(unknown)}")
+    try:
+        cp.cuda.runtime.getDeviceCount()
+    except cp.cuda.runtime.CUDARuntimeError as error:
+        raise SystemExit(f"the benchmark needs a GPU and its driver; CUDA says: {error}") from None
     os.environ["CUDA_CACHE_DISABLE"] = "1"  # NVRTC 13 would find in the driver's cache what it compiled before
     results: dict[str, Any] = {**machine.facts(arguments.commit), "quick": effort.quick, "seconds": {}, "state": {}}
     print(f"{results['device']}, CuPy {results['cupy']}, NVRTC {results['nvrtc']}, commit {results['commit']}", flush=True)

@@ -146,7 +146,12 @@ def _report(runs: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 def _nccl_id(options: argparse.Namespace) -> Any:
     """What CuPy's communicators meet by. What is missing here is said before any process starts."""
-    count = cp.cuda.runtime.getDeviceCount()
+    try:
+        count = cp.cuda.runtime.getDeviceCount()
+    except cp.cuda.runtime.CUDARuntimeError as error:
+        raise SystemExit(f"several GPUs and their driver are needed; CUDA says: {error}") from None
+    if options.ranks < 2:
+        raise SystemExit(f"--ranks must be 2 or more; got {options.ranks}.")
     if count < options.ranks:
         raise SystemExit(f"{options.ranks} ranks need as many GPUs; here are {count}. Pass --ranks.")
     if "torch" in options.backend and importlib.util.find_spec("torch") is None:

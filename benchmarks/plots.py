@@ -5,15 +5,15 @@ size.svg: how cost grows with what there is to do; shape.svg: what shapes of a m
 
 from __future__ import annotations
 
+import argparse
 import io
-import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import roofline
+from benchmarks.join import loaded
 
 COLOURS = {"float16": "#4477aa", "int8": "#ee6677", "int4": "#228833"}
 SIZE, SHAPE = ("batch", "context", "new tokens"), ("head_dim", "group", "block_len")
@@ -110,4 +110,8 @@ def save(results: dict[str, Any], folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    print(*save(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])), sep="\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    print(*save(loaded(arguments.file), arguments.folder), sep="\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.join import run_of
 from benchmarks.summary import PLAIN
 
 OURS = {PLAIN: ("ours, 16 bits", "#4477aa"), f"{PLAIN} int8": ("ours, int8", "#ee6677"), f"{PLAIN} int4": ("ours, int4", "#228833")}
@@ -33,8 +34,9 @@ def draw(results: dict[str, Any]) -> Any:
     _decode(left, results)
     _prefill(right, results)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False, fontsize="small")
+    read, matmul = run_of(results, "decode")["read_ceiling_tb_per_s"], run_of(results, "prefill")["matmul_tflops"]
     figure.suptitle(
-        f"{results['device']}: reads {results['read_ceiling_tb_per_s']:.2f} TB/s, matmul {results['matmul_tflops']:.0f} TFLOP/s (same run)"
+        f"{results['device']}: decode beside reading at {read:.2f} TB/s, prefill beside a matrix product's {matmul:.0f} TFLOP/s"
     )
     return figure
 
@@ -61,7 +63,8 @@ def _decode(axis: Any, results: dict[str, Any]) -> None:
 
 
 def _prefill(axis: Any, results: dict[str, Any]) -> None:
-    bandwidth, matmul = results["read_ceiling_tb_per_s"], results["matmul_tflops"]
+    run = run_of(results, "prefill")
+    bandwidth, matmul = run["read_ceiling_tb_per_s"], run["matmul_tflops"]
     ridge = matmul / bandwidth
     axis.plot([50, ridge, 1e4], [50 * bandwidth, matmul, matmul], color="black", linewidth=0.8)
     for variant, (_, colour) in OURS.items():

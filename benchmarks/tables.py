@@ -6,11 +6,12 @@ A page names what it wants: `<!-- figures: NAME -->`, what stands there now, `<!
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.join import loaded, run_of, runs_of
 
 VARIANTS = {
     "d128 b64 float16": "16 bits, head_dim 128",
@@ -34,12 +35,12 @@ PLACE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def device(results: dict[str, Any]) -> str:
     """What was measured on, and its ceilings in each run."""
-    lines = [f"{results['device']}, driver {results['driver']}, CuPy {results['cupy']}, NVRTC {results['nvrtc']}:", ""]
-    for run in results.get("runs") or [{**results, "sections": ["all"]}]:
+    lines = [f"{results['device']}:", ""]
+    for run in runs_of(results):
         lines.append(
-            f"- {', '.join(run['sections'])}: commit {(run['commit'] or 'unknown')[:7]}; the card read at "
-            f"{run['read_ceiling_tb_per_s']:.2f} TB/s (16-byte loads) and multiplied at {run['matmul_tflops']:.0f} TFLOP/s (cuBLAS, float16,\n"
-            "  8192^3, sustained) in that run"
+            f"- {', '.join(run['sections'])}: commit {(run['commit'] or 'unknown')[:7]}, driver {run['driver']}, CuPy {run['cupy']}, "
+            f"NVRTC {run['nvrtc']}; the card read at {run['read_ceiling_tb_per_s']:.2f} TB/s\n"
+            f"  (16-byte loads) and multiplied at {run['matmul_tflops']:.0f} TFLOP/s (cuBLAS, float16, 8192^3, sustained) in that run"
         )
     return "\n".join(lines)
 
@@ -51,7 +52,7 @@ def decode(results: dict[str, Any]) -> str:
 
 def prefill(results: dict[str, Any]) -> str:
     """Sustained TFLOP/s, and the share of what a matrix product reached in this run."""
-    title, most = "prefill, TFLOP/s (share of the matmul ceiling)", results["matmul_tflops"]
+    title, most = "prefill, TFLOP/s (share of the matmul ceiling)", run_of(results, "prefill")["matmul_tflops"]
     return _variants(title, results["prefill"], lambda x: f"{x['tflops']:.0f} ({x['tflops'] / most:.2f})")
 
 
@@ -82,8 +83,10 @@ def host_range(microseconds: Sequence[float]) -> str:
 def fused(results: dict[str, Any]) -> str:
     """A decode step with new rows, as append's launch and decode's, and as one; beside them decode alone."""
     figures = results["fused"]
-    rows = {kv_dtype: {"float16": "16 bits"}.get(kv_dtype, kv_dtype) for kv_dtype in dict.fromkeys(f["kv_dtype"] for f in figures)}
-    cells = {(f["kv_dtype"], f["row"]): f"{f['decode_us']:.1f} / {f['two_us']:.1f} / {f['one_us']:.1f}" for f in figures if f["row"] in FUSED}
+    rows = {kv: "16 bits" if kv == "float16" else kv for kv in dict.fromkeys(f["kv_dtype"] for f in figures)}
+    cells = {
+        (f["kv_dtype"], f["row"]): f"{f['decode_us']:.1f} / {f['two_us']:.1f} / {f['one_us']:.1f}" for f in figures if f["row"] in FUSED
+    }
     return _table("us: attention alone / append, then attention / one launch", rows, cells)
 
 
@@ -166,7 +169,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--into", type=Path, help="the page to fill; without it the figures are printed")
     arguments = parser.parse_args()
-    results = json.loads(arguments.file.read_text(encoding="utf-8"))
+    results = loaded(arguments.file)
     if "ranks" in results:
         print(context_parallel_table(results))
         return

@@ -122,6 +122,8 @@ def torch_process() -> None:
 
 
 def main(ranks: int = 2, device: str = "cuda") -> None:
+    if ranks < 1:
+        raise SystemExit(f"--ranks must be 1 or more; got {ranks}.")
     if device == "cpu":
         answers = Threads(ranks).run(device)
         assert all(np.array_equal(a, b) for other in answers[1:] for a, b in zip(answers[0], other, strict=True))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pagedattn.append import append
 from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import (
@@ -20,9 +21,10 @@ from pagedattn.errors import (
     UnsupportedError,
 )
 from pagedattn.explain import explain, supports
+from pagedattn.gather import gather
 from pagedattn.layout import BlockLayout
 from pagedattn.merge import merge
-from pagedattn.ops import append, gather, paged_attention
+from pagedattn.ops import paged_attention
 from pagedattn.parallel import ContextParallel
 from pagedattn.params import AttentionParams
 from pagedattn.precompile import precompile
@@ -34,6 +36,8 @@ from pagedattn.warmup import warmup
 from pagedattn.workspace import workspace_bytes
 
 if TYPE_CHECKING:
+    from pagedattn import distributed as distributed
+    from pagedattn import testing as testing
     from pagedattn.build import build as compile
 
 __version__ = "0.1.0"
@@ -71,6 +75,10 @@ __all__ = [
 if not TYPE_CHECKING:  # a type checker shall know a wrong name
 
     def __getattr__(name: str) -> Any:
+        if name in ("distributed", "testing"):
+            from importlib import import_module
+
+            return import_module(f"pagedattn.{name}")
         if name != "compile":
             raise AttributeError(f"module 'pagedattn' has no attribute {name!r}")
         from pagedattn.build import build  # here and not above: `import pagedattn` stays quick

@@ -100,3 +100,15 @@ def of_device(number: int) -> Arch:
     """
     same = [n for n in ARCHS if n // 10 == number // 10 and n <= number and n >= OLDEST]
     return ARCHS[max(same)] if same else parse(number)
+
+
+def borrowed(source: str, own: Arch) -> Arch:
+    """The target whose kernels a GPU is to run instead of its own's: what a device's name asks for after its "+".
+
+    >>> str(borrowed("sm_75", parse("sm_90")))
+    'sm_75'
+    """
+    target = parse(source)
+    if target.family != "sm70" or target > own:
+        raise ArgumentError(f"`device` may ask for the kernels of sm_70 or sm_75, not newer than the GPU's own {own}; got '+{source}'.")
+    return target

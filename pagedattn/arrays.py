@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pagedattn import dtypes
+from pagedattn import devices, dtypes
 from pagedattn.dtypes import BFLOAT16
 from pagedattn.errors import ArgumentError
 
@@ -60,9 +60,7 @@ def adopt(x: Any, device: Device, argument: str, *, stream: Any = None, written:
         raise ArgumentError(f"`{argument}` must be writable; got {_kind(x)}, and JAX's arrays never change. Leave it None.")
     where = place(x)
     if where is None:
-        raise ArgumentError(
-            f"`{argument}` must be an array (NumPy, CuPy, or any object with DLPack or __cuda_array_interface__); got {_kind(x)}."
-        )
+        raise _no_array(x, argument)
     host = where == "cpu" and device.array_type is np.ndarray
     if where != device.name.partition("+")[0] and not (host or where == "managed" or (where == "cuda" and device.name.startswith("cuda"))):
         raise ArgumentError(f"`{argument}` must be on {device.name}, where the cache is; got {_kind(x)} on {where}. Move it there first.")
@@ -142,6 +140,24 @@ def place(x: Any) -> str | None:
             return "managed"
         return f"cuda:{index}" if kind == _DLPACK_CUDA else "cpu" if kind in _DLPACK_HOST else f"DLPack device ({kind}, {index})"
     return "cuda" if hasattr(x, "__cuda_array_interface__") else None
+
+
+def device_of(x: Any, argument: str) -> Device:
+    """The device on which an array lies; managed memory counts as the host's. ArgumentError: `x`, called `argument`, is no array.
+
+    >>> device_of(np.zeros(3), "q").name
+    'cpu'
+    """
+    where = place(x)
+    if where is None:
+        raise _no_array(x, argument)
+    return devices.get("cpu" if where == "managed" else where)
+
+
+def _no_array(x: Any, argument: str) -> ArgumentError:
+    return ArgumentError(
+        f"`{argument}` must be an array (NumPy, CuPy, or any object with DLPack or __cuda_array_interface__); got {_kind(x)}."
+    )
 
 
 def _shared(x: Any, device: Device, argument: str) -> Any:

@@ -7,24 +7,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pagedattn import devices
-from pagedattn.arrays import adopt, place
+from pagedattn.arrays import place
+from pagedattn.assignment import require_assignable
+from pagedattn.block_table import BlockTable
 from pagedattn.blocks import Blocks
 from pagedattn.errors import ArgumentError
-from pagedattn.parallel import WHOLE, ContextParallel
+from pagedattn.integers import INT32_MAX, flags, integers, narrowed, token_counts
+from pagedattn.parallel import ContextParallel
 from pagedattn.plan import Plans
-from pagedattn.values import flag, listed
+from pagedattn.values import flag
 
 if TYPE_CHECKING:
-    from pagedattn.cache import KVCache
     from pagedattn.devices.base import Device
-    from pagedattn.layout import BlockLayout
 
 Array = np.ndarray[Any, Any]
 
-INT32_MAX = 2**31 - 1
 
-
-class Batch:
+class Batch(BlockTable):
     """Sequences of a paged cache, as a call sees them. A batch does not change; make a new one for the next step.
 
     A captured CUDA graph reads its batch's device arrays at every replay: there `assign` puts the next step into them.
@@ -82,31 +81,19 @@ class Batch:
 
     __slots__ = (
         "_buffer",
-        "_checked",
-        "_frozen",
-        "_wide",
         "batch_size",
-        "block_table",
-        "blocks",
         "cu_seqlens_k",
         "cu_seqlens_q",
-        "device",
-        "finished",
-        "max_blocks",
-        "max_seqlen_k",
         "max_seqlen_q",
         "notes",
         "num_decode",
         "num_prefill",
         "num_tokens",
         "plans",
-        "seqlens_k",
         "seqlens_q",
         "total_k",
         "unshared",
     )
-
-    _wide: Array | None
 
     def __init__(
         self,
@@ -122,7 +109,7 @@ class Batch:
         if device is None and where is not None and where.startswith("cuda"):
             device = "cuda" if where == "cuda" else where
         target = devices.get(device)
-        lengths_q, lengths_k = _lengths(seqlens_q, "seqlens_q", target), _lengths(seqlens_k, "seqlens_k", target)
+        lengths_q, lengths_k = token_counts(seqlens_q, "seqlens_q", target), token_counts(seqlens_k, "seqlens_k", target)
         if len(lengths_q) != len(lengths_k):
             raise ArgumentError(f"`seqlens_q` and `seqlens_k` must have the same length; got {len(lengths_q)} and {len(lengths_k)}.")
         if (longer := np.flatnonzero(lengths_q > lengths_k)).size:
@@ -131,7 +118,7 @@ class Batch:
                 f"`seqlens_k` counts the new tokens too, so seqlens_q <= seqlens_k must hold; "
                 f"sequence {b} has {lengths_q[b]} new tokens of {lengths_k[b]}."
             )
-        table = _integers(block_table, "block_table", 2, target, columns=True)
+        table = integers(block_table, "block_table", 2, target, columns=True)
         if len(table) != len(lengths_q):
             raise ArgumentError(f"`block_table` must have a row for each of the {len(lengths_q)} sequences; got {len(table)}.")
         borrowed = not isinstance(table, np.ndarray) and table.dtype == np.int32 and table.flags.c_contiguous
@@ -140,7 +127,7 @@ class Batch:
             self.block_table = table
         else:
             host = target.to_host(table)
-            narrow = _narrowed(host)
+            narrow = narrowed(host)
             self._place(target, narrow, lengths_q, lengths_k, table.shape[1])
             if not np.array_equal(narrow, host):
                 self._wide = np.array(host)
@@ -148,7 +135,7 @@ class Batch:
         self.unshared = flag(unshared, "unshared")
         if finished is not None:
             with target.meeting():
-                self.finished = _flags(finished, len(lengths_q), target)
+                self.finished = flags(finished, len(lengths_q), target)
 
     @classmethod
     def from_block_ptrs(
@@ -197,7 +184,7 @@ class Batch:
         where = place(block_ptrs)
         target = devices.get(where if device is None and where is not None and where.startswith("cuda") else device)
         pointers, nums = (
-            target.to_host(_integers(x, name, 1, target)) for x, name in ((block_ptrs, "block_ptrs"), (cu_block_nums, "cu_block_nums"))
+            target.to_host(integers(x, name, 1, target)) for x, name in ((block_ptrs, "block_ptrs"), (cu_block_nums, "cu_block_nums"))
         )
         blocks, table = Blocks.of(pointers, nums)
         batch = cls(table, seqlens_q, seqlens_k, finished=finished, unshared=unshared, device=target)
@@ -254,10 +241,10 @@ class Batch:
         self.plans = Plans()
         self.finished = None
         self.unshared = False
-        self.blocks: Blocks | None = None
-        self._checked: tuple[int, int, ContextParallel] | None = None
+        self.blocks = None
+        self._checked = None
         self.notes: dict[Any, Any] = {}  # what calls have worked out for this batch
-        self._wide = None  # the table as it came, if int32 cannot hold an entry
+        self._wide = None
 
     def assign(self, other: Batch) -> None:
         """Put another batch's block table and lengths into this one's device arrays, on the current stream.
@@ -283,23 +270,7 @@ class Batch:
             raise ArgumentError(f"`other` must be a Batch; got {type(other).__name__}.")
         if not self._frozen:
             raise ArgumentError("`block_table` must be the batch's own to be assigned to; this one is the caller's array. Write to that.")
-        if other.device is not self.device:
-            raise ArgumentError(f"`other` must be on {self.device.name}; got one on {other.device.name}.")
-        if other.blocks is not None or self.blocks is not None:
-            raise ArgumentError("batches of `from_block_ptrs` must be made anew for each step; got one to assign.")
-        if self.finished is not None and isinstance(self.finished, np.ndarray) and not self.finished.flags.writeable:
-            raise ArgumentError("`finished` of this batch must be writable, for `assign` writes there; got a read-only array.")
-        if other.finished is not None and self.finished is None:
-            raise ArgumentError("`other.finished` needs a place in this batch, which was made without `finished`. Make it with flags.")
-        if self.unshared and not other.unshared:
-            raise ArgumentError("`other` must be `unshared`, as this batch was made to be; got one whose blocks may be shared.")
-        if not np.array_equal(other.seqlens_q, self.seqlens_q):
-            raise ArgumentError(
-                f"`other` must have this batch's numbers of new tokens, {self.seqlens_q.tolist()}; got {other.seqlens_q.tolist()}."
-            )
-        for name in ("max_seqlen_k", "max_blocks"):
-            if getattr(other, name) > getattr(self, name):
-                raise ArgumentError(f"`other.{name}` must be at most {getattr(self, name)}, this batch's room; got {getattr(other, name)}.")
+        require_assignable(self, other)
         cells = self.batch_size * self.max_blocks
         with self.device.meeting():
             self._buffer[:cells].reshape(self.batch_size, self.max_blocks)[:, : other.max_blocks] = other.block_table
@@ -318,111 +289,8 @@ class Batch:
         batch._frozen, batch._wide = self._frozen, self._wide
         return batch
 
-    def check_width(self, block_len: int, cp: ContextParallel = WHOLE) -> None:
-        """Refuse a table with too few columns for the longest sequence in blocks of `block_len` tokens. Cheap enough for every call."""
-        if self.blocks is not None:
-            lengths, finished = cp.own(self.seqlens_k), None if self.finished is None else self.device.to_host(self.finished).astype(bool)
-            self.blocks.check(lengths if finished is None else np.where(finished, 0, lengths), block_len)
-            return
-        longest = cp.own(self.max_seqlen_k)
-        if longest > self.max_blocks * block_len:
-            needed = -(-longest // block_len)
-            raise ArgumentError(
-                f"`block_table` must have {needed} columns for the longest sequence, {longest} tokens in blocks of {block_len}; "
-                f"got {self.max_blocks}."
-            )
-
-    @property
-    def beyond_int32(self) -> bool:
-        """Whether the table that was given has entries that no pool has: reason enough to look where they are."""
-        return self._wide is not None
-
-    def check_cache(self, layout: BlockLayout, num_blocks: int, cp: ContextParallel = WHOLE) -> None:
-        """Refuse a table that is too narrow for `layout`, or whose used entries lie outside 0 .. num_blocks-1.
-
-        What passed is not checked again, unless the table is the caller's own memory. On a GPU the table is copied to the host.
-        """
-        if self._checked == (layout.block_len, num_blocks, cp):
-            return
-        self.check_width(layout.block_len, cp)
-        if self.blocks is not None:
-            return
-        table = self.device.to_host(self.block_table) if self._wide is None else self._wide
-        lengths = cp.own(self.seqlens_k)
-        used = np.arange(table.shape[1]) < -(-lengths[:, None] // layout.block_len)
-        if self.finished is not None:
-            used &= ~self.device.to_host(self.finished).astype(bool)[:, None]
-        outside = np.argwhere(used & ((table < 0) | (table >= num_blocks)))
-        if len(outside):
-            b, i = (int(index) for index in outside[0])
-            raise ArgumentError(
-                f"the used entries of `block_table` must lie in 0..{num_blocks - 1}, the pool's blocks; "
-                f"block_table[{b}, {i}] is {table[b, i]}, and sequence {b} has {lengths[b]} tokens in blocks of {layout.block_len}."
-            )
-        if self._frozen and self.finished is None:
-            self._checked = (layout.block_len, num_blocks, cp)
-
-    def pool_of(self, cache: KVCache) -> Any:
-        """The memory that the table's entries count in: the cache's pool, or that of `from_block_ptrs`."""
-        if self.blocks is None:
-            return cache.pool
-        return self.device.memory_at(self.blocks.base, self.blocks.span + cache.layout.block_bytes)
-
     def __repr__(self) -> str:
         return (
             f"Batch({self.batch_size} sequences on {self.device.name}: {self.num_tokens} new of {self.total_k} tokens, "
             f"longest {self.max_seqlen_k}; {self.max_blocks} blocks a row)"
         )
-
-
-def _flags(x: Any, size: int, device: Device) -> Any:
-    """A caller's list or array of bool, on the device."""
-    where = place(x)
-    found = listed(x, "finished", "bools") if where is None else adopt(x, devices.get("cpu") if where == "cpu" else device, "finished")
-    if found.shape != (size,) or found.dtype.name not in ("bool", "uint8"):
-        raise ArgumentError(f"`finished` must be bool of shape ({size},), one for each sequence; got {found.dtype} {tuple(found.shape)}.")
-    return device.asarray(found)
-
-
-def _lengths(x: Any, name: str, device: Device) -> Array:
-    found = _integers(x, name, 1, device)
-    lengths: Array = device.to_host(found).astype(np.int64)
-    if lengths.size and lengths.min() < 0:
-        b = int(lengths.argmin())
-        raise ArgumentError(f"`{name}` must not be negative; sequence {b} has {lengths[b]}.")
-    lengths.flags.writeable = False
-    return lengths
-
-
-def _integers(x: Any, name: str, rank: int, device: Device, columns: bool = False) -> Any:
-    """A caller's list or array of integers: a NumPy array, or one of the device."""
-    where = place(x)
-    if where is None or where == "cpu":
-        found = _listed(x, name) if where is None else adopt(x, devices.get("cpu"), name)
-        if not found.size and found.dtype.kind == "f":  # NumPy makes an empty list one of floats
-            found = found.astype(np.int64)
-        if columns and found.shape == (0,):
-            found = found.reshape(0, 0)
-    else:
-        found = adopt(x, device, name)
-    if found.ndim != rank:
-        shape = "(batch_size, max_blocks)" if rank == 2 else "(batch_size,)"
-        raise ArgumentError(f"`{name}` must have the shape {shape}; got {tuple(found.shape)}.")
-    if found.dtype.kind not in "iu":
-        raise ArgumentError(f"`{name}` must hold integers; got {found.dtype}.")
-    return found
-
-
-def _narrowed(table: Array) -> Array:
-    """A table of any integers for int32: an entry that int32 cannot hold must not wrap round to a valid one."""
-    if table.dtype == np.int32:
-        return table
-    held = np.iinfo(table.dtype)
-    return np.clip(table, max(held.min, -1), min(held.max, INT32_MAX))
-
-
-def _listed(x: Any, name: str) -> Array:
-    try:
-        return np.asarray(x)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ArgumentError(f"`{name}` must hold integers, in rows of equal length (pad with -1); NumPy says: {error}") from error

@@ -6,9 +6,9 @@ from collections import defaultdict
 from threading import Lock
 
 from pagedattn import entry, env, nvrtc, render
-from pagedattn import spec as specs
 from pagedattn.errors import ArgumentError, NotPrecompiledError
 from pagedattn.kernel import Kernel
+from pagedattn.shipped import shipped
 from pagedattn.spec import KernelSpec
 from pagedattn.store import Store
 
@@ -84,7 +84,7 @@ def _build_once(spec: KernelSpec) -> Kernel:
 
 
 def _missing(spec: KernelSpec, shelf: Store) -> str:
-    if spec in specs.shipped([spec.arch], [spec.dtype], [spec.head_dim], [spec.op]):
+    if spec in shipped([spec.arch], [spec.dtype], [spec.head_dim], [spec.op]):
         types = f"--dtype {spec.dtype} --kv-dtype {spec.kv_dtype}"
         command = f"pagedattn precompile --arch {spec.arch} --op {spec.op} {types} --head-dim {spec.head_dim}"
     else:  # the repr of a spec is the expression that makes it

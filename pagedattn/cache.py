@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pagedattn import devices, figures, pools
-from pagedattn.allocator import BlockAllocator
 from pagedattn.arrays import place
 from pagedattn.batch import Batch
+from pagedattn.block_manager import BlockManager
 from pagedattn.convert import Blocks, copy_tokens
 from pagedattn.errors import ArgumentError
 from pagedattn.layout import BlockLayout
 from pagedattn.parallel import WHOLE, ContextParallel
-from pagedattn.sequences import SequenceTable, counts
 from pagedattn.spec import KernelSpec
 from pagedattn.values import whole
 
@@ -89,7 +88,6 @@ class KVCache:
         if cp is not None and not isinstance(cp, ContextParallel):
             raise ArgumentError(f"`cp` must be a ContextParallel(rank, size), or None; got {type(cp).__name__}.")
         self.layout, self.cp = BlockLayout(num_kv_heads, head_dim, block_len, num_layers, dtype, kv_dtype), cp
-        self._own = (cp or WHOLE).own  # of so many tokens, how many take room
         if device is None and pool is not None:
             where = place(pool)
             device = None if where == "managed" else where
@@ -99,37 +97,36 @@ class KVCache:
         shape = (int(num_blocks), self.layout.block_bytes)
         with self.device.meeting():
             self.pool = self.device.empty(shape, np.uint8) if pool is None else pools.adopted(pool, self.device, shape)
-        self._allocator = BlockAllocator(shape[0])
-        self._sequences = SequenceTable()
+        self._manager = BlockManager(shape[0], self.layout.block_len, cp)
         self._checked = (self.layout.block_len, shape[0], cp or WHOLE)
 
     @property
     def num_blocks(self) -> int:
         """Blocks of the pool."""
-        return self._allocator.num_blocks
+        return self._manager.allocator.num_blocks
 
     @property
     def num_free_blocks(self) -> int:
         """Blocks that no sequence holds."""
-        return self._allocator.num_free
+        return self._manager.allocator.num_free
 
     @property
     def num_sequences(self) -> int:
         """Sequences that were not freed."""
-        return len(self._sequences)
+        return len(self._manager.sequences)
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all sequences; those that sequences share count for each."""
-        return self._sequences.num_tokens
+        return self._manager.sequences.num_tokens
 
     def new_sequence(self) -> int:
         """A new, empty sequence's id; ids are never used twice."""
-        return self._sequences.add()
+        return self._manager.sequences.add()
 
     def seqlen(self, sequence: int) -> int:
         """Tokens of a sequence."""
-        return int(self._sequences.lengths[self._sequences.row_of(sequence)])
+        return self._manager.sequences.length_of(sequence)
 
     def extend(self, sequences: Sequence[int], num_new: Sequence[int]) -> Batch:
         """Make room for new tokens, and return the batch whose last tokens they are.
@@ -157,37 +154,12 @@ class KVCache:
         >>> cache.extend([a, b], [17, 3]).block_table.tolist()
         [[0, 1], [2, 0]]
         """
-        table, block_len = self._sequences, self.layout.block_len
-        rows = table.rows_of(sequences)
-        new = counts(num_new, len(rows))
-        old_lengths = table.lengths[rows]
-        lengths = old_lengths + new
-        old_own, own = (old_lengths, lengths) if self.cp is None else (self._own(old_lengths), self._own(lengths))
-        columns = -(-int(own.max(initial=0)) // block_len)
-        held = -(-old_own // block_len)
-        needed = -(-own // block_len) - held
-        grown = int(needed.sum())
-        copied = self._written_and_shared(rows, own - old_own, old_own) if self._allocator.num_extra else ()
-        blocks = self._allocator.take(grown + len(copied))
-        try:
-            table.require_columns(columns)
-            lists, old = table.blocks[rows, :columns], blocks[:0]
-            if grown:
-                starts = np.cumsum(needed) - needed
-                lists[np.repeat(np.arange(len(rows)), needed), np.arange(grown) + np.repeat(held - starts, needed)] = blocks[:grown]
-            if copied:
-                cells = tuple(np.transpose(copied))
-                old, lists[cells] = lists[cells], blocks[grown:]
-            batch = Batch.of_cache(self.device, lists, new, lengths, self._checked, unshared=True)
-            if copied:
-                self.device.copy_blocks(self.pool, old.tolist(), blocks[grown:].tolist())
-        except BaseException:
-            self._allocator.release(blocks)
-            raise
-        if len(blocks):
-            table.blocks[rows, :columns] = lists
-            self._allocator.release(old)
-        table.lengths[rows] = lengths
+        return self._manager.extend(sequences, num_new, self._extended)
+
+    def _extended(self, table: Array, new: Array, lengths: Array, sources: Array, targets: Array) -> Batch:
+        batch = Batch.of_cache(self.device, table, new, lengths, self._checked, unshared=True)
+        if len(sources):
+            self._copy_blocks(sources.tolist(), targets.tolist())
         return batch
 
     def batch(self, sequences: Sequence[int]) -> Batch:
@@ -198,10 +170,8 @@ class KVCache:
         ArgumentError
             Unknown or repeated ids.
         """
-        rows = self._sequences.rows_of(sequences)
-        lengths = self._sequences.lengths[rows]
-        columns = -(-int(self._own(lengths.max(initial=0))) // self.layout.block_len)
-        return Batch.of_cache(self.device, self._sequences.blocks[rows, :columns], np.minimum(lengths, 1), lengths, self._checked)
+        table, lengths = self._manager.of(sequences)
+        return Batch.of_cache(self.device, table, np.minimum(lengths, 1), lengths, self._checked)
 
     def truncate(self, sequence: int, n: int) -> None:
         """Keep the first `n` tokens of a sequence; blocks that hold none of them are released.
@@ -211,13 +181,7 @@ class KVCache:
         ArgumentError
             An unknown id, or `n` outside 0 .. seqlen(sequence).
         """
-        table, block_len = self._sequences, self.layout.block_len
-        row = table.row_of(sequence)
-        length = int(table.lengths[row])
-        if (kept := whole(n)) is None or not 0 <= kept <= length:
-            raise ArgumentError(f"`n` must be an integer from 0 to {length}, the sequence's length; got {n!r}.")
-        self._allocator.release(table.blocks[row, -(-self._own(kept) // block_len) : -(-self._own(length) // block_len)])
-        table.lengths[row] = kept
+        self._manager.truncate(sequence, n)
 
     def fork(self, sequence: int) -> int:
         """A new sequence with the same tokens. Full blocks are shared; a partly filled last one is copied.
@@ -231,25 +195,7 @@ class KVCache:
         ArgumentError
             An unknown id.
         """
-        table = self._sequences
-        row = table.row_of(sequence)
-        length = int(table.lengths[row])
-        full, rest = divmod(self._own(length), self.layout.block_len)
-        copy = self._allocator.take(1 if rest else 0)
-        try:
-            if rest:
-                self.device.copy_blocks(self.pool, [int(table.blocks[row, full])], copy.tolist())
-            other = table.add()
-        except BaseException:
-            self._allocator.release(copy)
-            raise
-        shared = table.blocks[row, :full]
-        self._allocator.share(shared)
-        target = table.row_of(other)
-        table.blocks[target, :full] = shared
-        table.blocks[target, full : full + len(copy)] = copy
-        table.lengths[target] = length
-        return other
+        return self._manager.fork(sequence, self._copy_blocks)
 
     def free(self, sequence: int) -> None:
         """Forget a sequence; its blocks are released. Its id is not used again.
@@ -259,8 +205,7 @@ class KVCache:
         ArgumentError
             An unknown id.
         """
-        self.truncate(sequence, 0)
-        self._sequences.remove(sequence)
+        self._manager.free(sequence)
 
     def convert(self, kv_dtype: str | None) -> KVCache:
         """A new cache on the same device that stores the same tokens as `kv_dtype`.
@@ -298,35 +243,15 @@ class KVCache:
             device=self.device,
             cp=self.cp,
         )
-        new._allocator, new._sequences = copy.deepcopy(self._allocator), copy.deepcopy(self._sequences)
+        new._manager = copy.deepcopy(self._manager)
         if new.layout == old:
             new.pool[...] = self.pool
         else:
-            copy_tokens(
-                self.device,
-                Blocks(old, self.pool),
-                Blocks(new.layout, new.pool),
-                self._sequences.tokens_in_blocks(self.num_blocks, old.block_len, self._own),
-            )
+            copy_tokens(self.device, Blocks(old, self.pool), Blocks(new.layout, new.pool), self._manager.tokens_in_blocks())
         return new
 
-    def _written_and_shared(self, rows: Array, new: Array, lengths: Array) -> Sequence[tuple[int, int]]:
-        """(index of the sequence in the call, column) of each shared block that new tokens would be written to; counts are this rank's.
-
-        A block that only writers hold is left to the last of them.
-        """
-        columns, rest = np.divmod(lengths, self.layout.block_len)
-        writers = np.flatnonzero((rest > 0) & (new > 0))
-        blocks = self._sequences.blocks[rows[writers], columns[writers]]
-        holders = self._allocator.holders(blocks)
-        if not (holders > 1).any():
-            return ()
-        left, found = dict(zip(blocks.tolist(), holders.tolist(), strict=True)), []
-        for i, block in zip(writers.tolist(), blocks.tolist(), strict=True):
-            left[block] -= 1
-            if left[block]:
-                found.append((i, int(columns[i])))
-        return found
+    def _copy_blocks(self, sources: list[int], targets: list[int]) -> None:
+        self.device.copy_blocks(self.pool, sources, targets)
 
     def __repr__(self) -> str:
         return figures.line(self)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pagedattn.errors import ArgumentError, UnsupportedError
+from pagedattn.values import whole
 
 if TYPE_CHECKING:
     from pagedattn.devices.base import Device
@@ -58,9 +59,9 @@ def of(communicator: Any) -> Collective:
             fixed = device.address(mine), device.address(everyone), mine.size, _NCCL_UINT8
             return lambda stream: communicator.allGather(*fixed, device.current_stream() if stream is None else stream)
 
-        return Collective(communicator.size(), communicator, False, bind_nccl)
+        return Collective(_ranks(communicator.size()), communicator, False, bind_nccl)
     if hasattr(communicator, "all_gather"):
-        size = getattr(communicator, "size", None) or getattr(communicator, "_n_devices", None)  # CuPy's backends tell it to themselves
+        size = getattr(communicator, "size", getattr(communicator, "_n_devices", None))  # CuPy's backends tell it to themselves
 
         def bind_any(mine: Any, everyone: Any, device: Device) -> Callable[[int | None], Any]:
             def gather(stream: int | None) -> None:
@@ -70,15 +71,28 @@ def of(communicator: Any) -> Collective:
             return gather
 
         if size is not None:
-            return Collective(size, communicator, False, bind_any)
+            return Collective(_ranks(size), communicator, False, bind_any)
     raise UnsupportedError(
         "`communicator` must be a group of torch.distributed, an NCCLBackend of cupyx.distributed, an NcclCommunicator of cupy.cuda.nccl, "
         f"or have `size` and `all_gather`; got {'None, and PyTorch is not imported' if communicator is None else kind.__name__}."
     )
 
 
+def _ranks(size: Any) -> int:
+    found = whole(size)
+    if found is None or found < 1:
+        raise ArgumentError(f"`communicator.size` must be how many ranks there are, a positive integer; got {size!r}.")
+    return found
+
+
 def _of_torch(distributed: Any, group: Any) -> Collective:
-    size = distributed.get_world_size(group)
+    try:
+        size = distributed.get_world_size(group)
+    except (ValueError, RuntimeError) as error:
+        raise UnsupportedError(
+            f"`communicator` None stands for torch.distributed's default group, and PyTorch says: {error} Call "
+            "torch.distributed.init_process_group first, or pass a communicator."
+        ) from error
     if size < 1:  # as PyTorch tells those outside
         raise ArgumentError("`communicator` must be a group that this process belongs to; got one of others.")
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pagedattn import collective, devices, dtypes
-from pagedattn.arrays import adopt, give_back, place, room_like
+from pagedattn import collective, dtypes
+from pagedattn.arrays import adopt, device_of, give_back, room_like
 from pagedattn.errors import ArgumentError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def all_merge(out: Any, lse: Any, communicator: Any = None) -> tuple[Any, Any]:
     >>> float(out[0, 0, 0]), round(float(lse[0, 0]), 4)
     (1.0, 0.6931)
     """
-    device, ranks = _device_of(out, "out"), collective.of(communicator)
+    device, ranks = device_of(out, "out"), collective.of(communicator)
     torch = _torch_of_stream(out, device, ranks)
     stream = None if torch is None else int(torch.cuda.current_stream(device.index).cuda_stream)
     with device.using(stream):
@@ -132,7 +132,7 @@ class AllMerge:
     """
 
     def __init__(self, like: Any, communicator: Any = None) -> None:
-        self._device, ranks = _device_of(like, "like"), collective.of(communicator)
+        self._device, ranks = device_of(like, "like"), collective.of(communicator)
         self._torch = _torch_of_stream(like, self._device, ranks)
         with self._device.using(self._stream()):
             shown = adopt(like, self._device, "like")
@@ -216,13 +216,6 @@ def _kept_room(rows: Any, device: Device, ranks: Collective) -> _Room:
 def _target(made: Any, like: Any, device: Device, stream: int | None) -> Any:
     """Memory for a result, as an array of the device: PyTorch's where it has been made, else the device's."""
     return device.empty(like.shape, like.dtype) if made is None else adopt(made, device, "out", stream=stream)
-
-
-def _device_of(x: Any, name: str) -> Device:
-    where = place(x)
-    if where is None:
-        raise ArgumentError(f"`{name}` must be an array; got {type(x).__name__}.")
-    return devices.get("cpu" if where == "managed" else where)
 
 
 def _torch_of_stream(x: Any, device: Device, ranks: Collective) -> Any:

@@ -148,7 +148,7 @@ def explain_shape(
     on interpreter:sm_90: the SM80 family (mma.m16n8k16), for sm_90 has cp.async and mma.m16n8k16
       decode_f16_kvf16_d64_h8_s16x3_w12_flat_sm90
         2 CTAs of 384 threads, 172800 bytes of shared memory each
-        tile: warps=12, stages=3, cta_s=16; row 1 of 3 of the shipped table
+        tile: warps=12, stages=3, cta_s=16; row 1 of 2 of the shipped table
         1 sequences with one query, 0 with more; decode reads K and V once for 4 of 4 heads (1 packs); one list of key tiles, balanced ...
     """
     kind: dict[str, Any] = {"head_dim": head_dim, "block_len": block_len, "dtype": dtype, "kv_dtype": kv_dtype, "device": device}

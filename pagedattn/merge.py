@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pagedattn import devices, dtypes
-from pagedattn.arrays import adopt, give_back, place, stream_of
+from pagedattn import dtypes
+from pagedattn.arrays import adopt, device_of, give_back, stream_of
 from pagedattn.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ def merge(outs: Sequence[Any], lses: Sequence[Any]) -> tuple[Any, Any]:
             raise ArgumentError(f"`{name}` must be a sequence of arrays; got {type(given).__name__}.")
     if not len(outs) or len(outs) != len(lses):
         raise ArgumentError(f"`outs` and `lses` must have the same length, at least 1; got {len(outs)} and {len(lses)}.")
-    where = place(outs[0])
-    if where is None:
-        raise ArgumentError(f"`outs` must hold arrays; got {type(outs[0]).__name__}.")
-    device = devices.get("cpu" if where == "managed" else where)
+    device = device_of(outs[0], "outs[0]")
     with device.using(stream_of(outs[0], device)):
         return _merged(outs, lses, device)
 

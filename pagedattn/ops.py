@@ -1,136 +1,27 @@
-"""The operations: each call is checked, becomes a Problem and runs on the device that holds the cache."""
+"""paged_attention: a call is checked, becomes a Problem, and follows the plan that another of its kind has left, or runs."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pagedattn import checks, dispatch, dtypes
+from pagedattn import checks, dispatch
+from pagedattn.append import write_rows
 from pagedattn.arrays import adopt, give_back, room_like, stream_of
+from pagedattn.checks import ROW_ALIGNMENT
 from pagedattn.errors import ArgumentError
 from pagedattn.extras import resolve
 from pagedattn.fusion import fuses
 from pagedattn.parallel import WHOLE
-from pagedattn.problem import Extras, Problem
+from pagedattn.problem import Problem
+from pagedattn.results import new_result, prepared_queries
 from pagedattn.values import flag
 from pagedattn.workspace import require
 
 if TYPE_CHECKING:
     from pagedattn.batch import Batch
     from pagedattn.cache import KVCache
-    from pagedattn.parallel import ContextParallel
-
-_ROW_ALIGNMENT = checks.ROW_ALIGNMENT
-
-
-def append(
-    k: Any,
-    v: Any,
-    cache: KVCache,
-    batch: Batch,
-    *,
-    layer: int = 0,
-    k_bias: Any = None,
-    v_bias: Any = None,
-    rope: Any = None,
-    cp: Any = None,
-    stream: Any = None,
-) -> None:
-    """Write the new tokens' keys and values into the cache.
-
-    Parameters
-    ----------
-    k, v : array (num_tokens, num_kv_heads, head_dim), of the cache's dtype
-        The rows of each sequence's last `seqlens_q` tokens, one sequence after the other. Heads and dims contiguous; any token stride.
-    cache : KVCache
-    batch : Batch
-        Which tokens these are; `cache.extend` made room for them.
-    layer : int
-        The cache's layer.
-    k_bias, v_bias : array (num_kv_heads, head_dim), of the cache's dtype, optional
-        Added to the rows first.
-    rope : Rope, or what its `at` returns, optional
-        Turns keys, after their bias, before they are quantised.
-    cp : ContextParallel, optional
-        The rank that this is, None: the cache's. Every rank is given all rows, and writes those of its own tokens.
-    stream : optional
-        The CUDA stream: of CuPy or PyTorch, or its address. None: the current one, for tensors PyTorch's.
-
-    Raises
-    ------
-    ArgumentError
-        Shapes, dtypes, devices or ranges that do not fit; nothing was written.
-
-    Examples
-    --------
-    >>> import numpy as np, pagedattn as pa
-    >>> cache = pa.KVCache(4, num_kv_heads=2, head_dim=64, block_len=16, device="cpu")
-    >>> batch = cache.extend([cache.new_sequence()], [3])
-    >>> k = v = np.ones((3, 2, 64), np.float16)
-    >>> pa.append(k, v, cache, batch)
-    >>> float(pa.gather(cache, batch)[0].sum())
-    384.0
-    """
-    layer = checks.layer_of(cache, batch, layer)
-    cp = checks.parallel(cp, cache, batch)
-    if stream is None:
-        stream = stream_of(k, cache.device)
-    elif cache.device.arch is None:
-        cache.device.using(stream)  # which refuses what is no stream, as a GPU does
-    extras = None
-    if not (k_bias is v_bias is rope is batch.finished is None):
-        with cache.device.using(stream):
-            extras = resolve(cache, batch, k_bias=k_bias, v_bias=v_bias, rope=rope)
-    _append(k, v, cache, batch, layer, extras, stream, cp)
-
-
-def _append(
-    k: Any,
-    v: Any,
-    cache: KVCache,
-    batch: Batch,
-    layer: int,
-    extras: Extras | None,
-    stream: Any,
-    cp: ContextParallel | None,
-    q: Any = None,
-    seen: Any = None,
-) -> None:
-    """The new rows, if there are any, into the cache; and queries, if there are any, to `seen`, as the scores will see them."""
-    layout, device = cache.layout, cache.device
-    given: Any = None
-    if k is not None:
-        k, v = adopt(k, device, "k", stream=stream), adopt(v, device, "v", stream=stream)
-        given = k.shape, k.strides, k.dtype, v.shape, v.strides, v.dtype
-    queries = None if q is None else (q.shape, q.strides)
-    asked = None if extras is None else extras.packed("append", device.address) if device.arch else b""
-    key = ("append", layout, given, queries, asked, cp)
-    plan = batch.plans.get(key)
-    if plan is None or (k is not None and (device.address(k) % _ROW_ALIGNMENT or device.address(v) % _ROW_ALIGNMENT)):
-        checks.batch_of(cache, batch, cp)
-        if k is not None:
-            shape = (batch.num_tokens, layout.num_kv_heads, layout.head_dim)
-            checks.rows(k, cache, "k", shape)
-            checks.rows(v, cache, "v", shape)
-        pool = batch.pool_of(cache)
-        rows: dict[str, Any] = {"q": q, "k": k, "v": v, "out": seen}
-        problem = Problem("append", layout, pool, layer, batch, **rows, cp=cp or WHOLE, extras=extras, stream=stream, key=key)
-        plan = device.prepare(problem)
-    if plan is None:
-        device.run(problem)
-    else:
-        device.follow(plan, (q, k, v, seen, None, None), batch.pool_of(cache), layer, stream)
-
-
-def _place_of_queries(rows: Any, cache: KVCache, batch: Batch, stream: Any) -> Any:
-    """Memory for queries between append and attention, one for each stream. The batch keeps it, for captured graphs use it again."""
-    key = "queries", rows.shape, rows.dtype, cache.device.address_of(stream)
-    found = batch.notes.get(key)
-    if found is None:
-        found = batch.notes[key] = cache.device.empty(rows.shape, rows.dtype, stream)
-    return found
 
 
 def paged_attention(
@@ -293,14 +184,14 @@ def paged_attention(
             )
         asked = extras.packed("attention", device.address) if device.arch else b""
         if device.arch is not None and extras.prepares("attention"):
-            seen = _place_of_queries(rows, cache, batch, stream)
+            seen = prepared_queries(rows, cache, batch, stream)
     new_k, new_v, given = None, None, None
     if k is not None and rows.ndim == 3 and fuses(device, layout, rows.shape[1], batch, splits, extras, cp):  # type: ignore[arg-type]
         new_k, new_v = adopt(k, device, "k", stream=stream), adopt(v, device, "v", stream=stream)
         given = new_k.shape, new_k.strides, new_k.dtype, new_v.shape, new_v.strides, new_v.dtype
     key = (layout, rows.shape, rows.strides, rows.dtype, like, given, scale, causal, window, cap, splits, asked, cp)
     plan = batch.plans.get(key)
-    if plan is None or any(x is not None and device.address(x) % _ROW_ALIGNMENT for x in (rows, target, new_k, new_v)):
+    if plan is None or any(x is not None and device.address(x) % ROW_ALIGNMENT for x in (rows, target, new_k, new_v)):
         plan = None
         checks.batch_of(cache, batch, cp)
         checks.queries(rows, cache, batch)
@@ -317,9 +208,9 @@ def paged_attention(
     if lse is not None:
         room = checks.lse(lse, cache, rows.shape[:2], stream)
     if target is None:
-        target = _made(rows.shape, rows.dtype, 0, cache, batch, stream)
+        target = new_result(rows.shape, rows.dtype, 0, cache, batch, stream)
     if lse is None:
-        room = _made(rows.shape[:2], np.float32, -np.inf, cache, batch, stream) if return_lse else None
+        room = new_result(rows.shape[:2], np.float32, -np.inf, cache, batch, stream) if return_lse else None
     if workspace is not None:
         workspace = checks.workspace(workspace, cache, stream)
     if plan is None:
@@ -350,80 +241,12 @@ def paged_attention(
     if workspace is not None and (plan is not None or device.arch is not None):  # before anything is written
         require(workspace.nbytes, dispatch.select(problem, device) if plan is None else plan)  # type: ignore[arg-type]
     if seen is not rows:
-        _append(k, v, cache, batch, layer, extras, stream, cp, rows, seen)
+        write_rows(k, v, cache, batch, layer, extras, stream, cp, rows, seen)
     elif k is not None and given is None:
-        _append(k, v, cache, batch, layer, extras, stream, cp)
+        write_rows(k, v, cache, batch, layer, extras, stream, cp)
     if plan is not None:
         device.follow(plan, (seen, new_k, new_v, target, room, sinks), batch.pool_of(cache), layer, stream, workspace)
     else:
         device.run(problem)
     result = give_back(target, q) if out is None else out
     return (result, give_back(room, q) if lse is None else lse) if return_lse else result
-
-
-def _made(shape: tuple[int, ...], dtype: Any, skipped: float, cache: KVCache, batch: Batch, stream: Any) -> Any:
-    """Memory for a result; rows of finished sequences, which nobody will write, hold `skipped`."""
-    if batch.finished is None:
-        return cache.device.empty(shape, dtype, stream)
-    with cache.device.using(stream):
-        made = cache.device.zeros(shape, dtype)
-        if skipped:
-            made.fill(skipped)
-    return made
-
-
-def gather(cache: KVCache, batch: Batch, *, layer: int = 0, cp: Any = None, out: Any = None, stream: Any = None) -> tuple[Any, Any]:
-    """The batch's keys and values out of the cache.
-
-    Parameters
-    ----------
-    cache : KVCache
-    batch : Batch
-    layer : int
-        The cache's layer.
-    cp : ContextParallel, optional
-        The rank that this is; None: the cache's.
-    out : pair of arrays (sum of seqlens_k, num_kv_heads, head_dim), of the cache's dtype, contiguous, optional
-        Where k and v go; it is returned.
-    stream : optional
-        The CUDA stream; None: the current one, with `out` that of its library.
-
-    Returns
-    -------
-    k, v : array (sum of seqlens_k, num_kv_heads, head_dim), of the cache's dtype
-        One sequence after the other, on the cache's device. Under context parallelism, with `cp` or a cache of a rank, the rows of this
-        rank's tokens only: `cp.own(batch.seqlens_k)` of each sequence.
-
-    Raises
-    ------
-    ArgumentError
-        A layer, batch or `out` that does not fit; nothing was written.
-
-    Examples
-    --------
-    >>> import pagedattn as pa
-    >>> cache = pa.KVCache(4, num_kv_heads=2, head_dim=64, block_len=16, device="cpu")
-    >>> k, v = pa.gather(cache, cache.extend([cache.new_sequence()], [5]))
-    >>> k.shape
-    (5, 2, 64)
-    """
-    layer = checks.layer_of(cache, batch, layer)
-    cp = checks.parallel(cp, cache, batch)
-    if cp is not None:
-        checks.batch_of(cache, batch, cp)
-        batch = batch.own(cp)
-    checks.batch_of(cache, batch)
-    layout, device = cache.layout, cache.device
-    shape, dtype = (batch.total_k, layout.num_kv_heads, layout.head_dim), dtypes.of(layout.dtype).numpy
-    if out is None:
-        k, v = (_made(shape, dtype, 0, cache, batch, stream) for _ in "kv")
-    else:
-        if not isinstance(out, (tuple, list)) or len(out) != 2:
-            raise ArgumentError(f"`out` must be a pair of arrays, for k and v; got {type(out).__name__}.")
-        if stream is None:
-            stream = stream_of(out[0], device)
-        k, v = (checks.gathered(x, cache, f"out[{i}]", shape, stream) for i, x in enumerate(out))
-    extras = None if batch.finished is None else resolve(cache, batch)
-    with nullcontext() if stream is not None else device.meeting():
-        device.run(Problem("gather", layout, batch.pool_of(cache), layer, batch, k=k, v=v, extras=extras, stream=stream))
-    return (k, v) if out is None else tuple(out)

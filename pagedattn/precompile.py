@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from pagedattn import arch as targets
 from pagedattn.arch import Arch
 from pagedattn.errors import ArgumentError, CompileError, UnsupportedError
-from pagedattn.spec import KV_DTYPES, KernelSpec, shipped
+from pagedattn.shipped import shipped
+from pagedattn.spec import KV_DTYPES, KernelSpec
 
 if TYPE_CHECKING:
     from pagedattn.store import Store

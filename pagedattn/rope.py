@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pagedattn import rope_kinds
 from pagedattn.errors import ArgumentError
+from pagedattn.rope_kinds import AXES, OWN, check
 from pagedattn.values import flag, whole
 
 if TYPE_CHECKING:
     from pagedattn.devices.base import Device
 
 Array = np.ndarray[Any, Any]
-
-# Each kind's own keywords and their defaults; `...` must be given.
-_MROPE: dict[str, Any] = {"mrope_section": None, "mrope_interleaved": False}
-_YARN: dict[str, Any] = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": None, "mscale": None, "mscale_all_dim": None}
-OWN: dict[str, dict[str, Any]] = {
-    "none": {},
-    "default": _MROPE,
-    "linear": _MROPE,
-    "dynamic": {"max_position": ...},
-    "yarn": {"max_position": ..., "truncate": True, **_YARN, **_MROPE},
-    "llama3": {"max_position": ..., "low_freq_factor": 1.0, "high_freq_factor": 4.0, **_MROPE},
-    "mrope": {**_MROPE, "mrope_section": ...},
-}
-AXES = 3  # of mrope's positions
 
 
 class Rope:
@@ -107,7 +94,7 @@ class Rope:
             if value is ...:
                 raise ArgumentError(f"kind {kind!r} needs `{name}`; it has no default.")
         for name, value in {"base": base, "factor": factor, **values}.items():
-            _check(name, value)
+            check(name, value)
         if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
             raise ArgumentError(
                 f"`high_freq_factor` must be above low_freq_factor, {values['low_freq_factor']}; got {values['high_freq_factor']}."
@@ -172,19 +159,12 @@ class Rope:
     @property
     def axes(self) -> int:
         """Position axes that pairs follow: 1, or 3."""
-        return 1 if self._own("mrope_section") is None else AXES
+        return 1 if self.keyword("mrope_section") is None else AXES
 
     @property
     def attention_factor(self) -> float:
         """What cos and sin are multiplied by."""
-        if self.kind != "yarn":
-            return 1.0
-        given, mscale, all_dim = (self._own(name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
-        if given is not None:
-            return float(given)
-        if mscale and all_dim:
-            return _mscale(self.factor, mscale) / _mscale(self.factor, all_dim)
-        return _mscale(self.factor, 1.0)
+        return rope_kinds.attention_factor(self)
 
     def frequencies(self, head_dim: int, seqlen: int = 0) -> Array:
         """Radians a token of each pair, float64 (dim / 2,); `seqlen` sets the base of kind "dynamic".
@@ -196,13 +176,7 @@ class Rope:
         """
         dim = self._dim(head_dim)
         freq = self.base ** (-np.arange(0, dim, 2, dtype=np.float64) / dim) if dim else np.zeros(0)
-        change: Callable[[Array, int, int], Array] | None = {
-            "linear": lambda f, *_: f / self.factor,
-            "dynamic": self._dynamic,
-            "yarn": self._yarn,
-            "llama3": self._llama3,
-        }.get(self.kind)
-        return change(freq, dim, seqlen) if change else freq
+        return rope_kinds.changed(self, freq, dim, seqlen)
 
     def turns(self, head_dim: int, seqlen: int = 0) -> Array:
         """The table that devices read: of each pair, turns a token as a 64-bit fraction; the two lowest bits name its position axis."""
@@ -219,7 +193,8 @@ class Rope:
             self._tables[key] = found
         return found
 
-    def _own(self, name: str) -> Any:
+    def keyword(self, name: str) -> Any:
+        """One of the kind's own keywords, as given or by default; None if the kind has none of that name."""
         return self.own.get(name, OWN[self.kind].get(name))
 
     def _dim(self, head_dim: int) -> int:
@@ -231,44 +206,17 @@ class Rope:
         return dim
 
     def _axis_of_pairs(self, pairs: int) -> Array:
-        section = self._own("mrope_section")
+        section = self.keyword("mrope_section")
         if section is None:
             return np.zeros(pairs, np.uint64)
         if sum(section) != pairs:
             raise ArgumentError(f"`mrope_section` must sum to the {pairs} pairs that turn; got {section}, {sum(section)} in all.")
-        if not self._own("mrope_interleaved"):
+        if not self.keyword("mrope_interleaved"):
             return np.repeat(np.arange(len(section)) % AXES, section).astype(np.uint64)
         axis = np.zeros(pairs, np.uint64)
         for i in range(1, AXES):
             axis[i : section[i] * AXES : AXES] = i
         return axis
-
-    def _dynamic(self, freq: Array, dim: int, seqlen: int) -> Array:
-        most = self._own("max_position")
-        if self.factor <= 1 or seqlen <= most or dim <= 2:
-            return freq
-        stretched = self.base * (self.factor * seqlen / most - (self.factor - 1)) ** (dim / (dim - 2))
-        result: Array = stretched ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
-        return result
-
-    def _yarn(self, freq: Array, dim: int, _: int) -> Array:
-        def place(rotations: float) -> float:
-            return dim * math.log(self._own("max_position") / (rotations * 2 * math.pi)) / (2 * math.log(self.base))
-
-        low, high = place(self._own("beta_fast")), place(self._own("beta_slow"))
-        if self._own("truncate"):
-            low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, dim - 1)
-        ramp = np.clip((np.arange(dim // 2) - low) / (high - low if high != low else 0.001), 0, 1)
-        result: Array = freq * (1 - ramp) + freq / self.factor * ramp
-        return result
-
-    def _llama3(self, freq: Array, _dim: int, _len: int) -> Array:
-        low, high = self._own("low_freq_factor"), self._own("high_freq_factor")
-        turns = self._own("max_position") * freq / (2 * math.pi)  # over the original context
-        smooth = np.clip((turns - low) / (high - low), 0, 1)
-        result: Array = (1 - smooth) * freq / self.factor + smooth * freq
-        return result
 
 
 class RopeCall:
@@ -281,25 +229,3 @@ class RopeCall:
 
     def __repr__(self) -> str:
         return f"{self.rope!r}.at(...)"
-
-
-def _mscale(factor: float, weight: float) -> float:
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def _check(name: str, value: Any) -> None:
-    """Refuse a number that no formula stands."""
-    if name in ("truncate", "mrope_interleaved"):
-        flag(value, name)
-        return
-    if value is None and name in ("attention_factor", "mscale", "mscale_all_dim", "mrope_section"):
-        return
-    if name == "mrope_section":
-        counts = [whole(n) for n in value] if isinstance(value, (list, tuple)) else []
-        if len(counts) < AXES or any(n is None or n < 0 for n in counts):
-            raise ArgumentError(f"`mrope_section` must be at least {AXES} counts of pairs; got {value!r}.")
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not 0 < value < math.inf:
-        raise ArgumentError(f"`{name}` must be a positive finite number; got {value!r}.")
-    if name == "base" and value <= 1:
-        raise ArgumentError(f"`base` must be above 1; got {value!r}.")

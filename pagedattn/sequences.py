@@ -95,6 +95,10 @@ class SequenceTable:
             raise ArgumentError(self._unknown(sequence))
         return self._rows[sequence]
 
+    def length_of(self, sequence: int) -> int:
+        """Tokens of one sequence; ArgumentError if there is no such sequence."""
+        return int(self.lengths[self.row_of(sequence)])
+
     def rows_of(self, sequences: Iterable[int]) -> Array:
         """The rows of distinct sequences; ArgumentError if one does not exist or is named twice."""
         try:

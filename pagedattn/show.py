@@ -15,7 +15,7 @@ from typing import Any
 from pagedattn.build import build
 from pagedattn.errors import ArgumentError, UnsupportedError
 from pagedattn.kernel import usage
-from pagedattn.spec import shipped
+from pagedattn.shipped import shipped
 from pagedattn.store import Store
 
 DISASSEMBLERS = {"nvdisasm": (), "cuobjdump": ("-sass",)}

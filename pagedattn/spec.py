@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -254,47 +254,3 @@ def decode_heads(head_dim: int, kv_dtype: str, mma: str = "m16n8k16") -> tuple[i
     ((8, 16), (8,))
     """
     return tuple(heads for heads in HEAD_PACKS if tuning.rows(mma, tuning.Key("decode", head_dim, heads, dtypes.of(kv_dtype).bits)))
-
-
-def shipped(
-    archs_: Iterable[str] | None = None,
-    dtypes_: Iterable[str] | None = None,
-    head_dims: Iterable[int] | None = None,
-    ops: Iterable[str] | None = None,
-    kv_dtypes: Iterable[str | None] | None = None,
-) -> list[KernelSpec]:
-    """The shipped set: every kernel that a call on these targets can ask for. In `kv_dtypes`, None stands for the activations' own type.
-
-    Where `dtypes_` is None, targets below sm_80 get float16 only.
-
-    >>> len(shipped(["sm_90"], ["float16"], [128]))
-    33
-    """
-    targets = [a.name for n, a in archs.ARCHS.items() if n >= archs.OLDEST] if archs_ is None else archs_
-    types = None if dtypes_ is None else tuple(dtypes_)
-    dims = tuple(HEAD_DIMS if head_dims is None else head_dims)
-    chosen = tuple(OPS if ops is None else ops)
-    stored = tuple(KV_DTYPES if kv_dtypes is None else kv_dtypes)
-    return [
-        spec
-        for target in targets
-        for dtype in (_types(target) if types is None else types)
-        for dim in dims
-        for op in chosen
-        for kv_dtype in (stored if op not in ("varlen", "merge") else (None,))
-        for spec in _variants(op, dtype, kv_dtype, dim, target)
-    ]
-
-
-def _types(target: str) -> tuple[str, ...]:
-    return dtypes.ACTIVATIONS if archs.parse(target).family == "sm80" else ("float16",)
-
-
-def _variants(op: str, dtype: str, kv_dtype: str | None, head_dim: int, target: str) -> Iterator[KernelSpec]:
-    if op != "decode":
-        yield from (KernelSpec(op, dtype, kv_dtype, head_dim, target, adjusted=a) for a in ((False, True) if op in TILED else (False,)))
-        return
-    stored = dtypes.stored(kv_dtype, dtypes.activation(dtype)).name
-    for heads in decode_heads(head_dim, stored, archs.parse(target).mma) or HEAD_PACKS:  # none: KernelSpec says why
-        for splits, fused in (*((s, False) for s in SPLITS), *([("flat", True)] if archs.parse(target).family == "sm80" else ())):
-            yield KernelSpec(op, dtype, kv_dtype, head_dim, target, heads=heads, splits=splits, fused=fused)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pagedattn import checks, ops, reference
+from pagedattn import checks, reference
 from pagedattn.errors import ArgumentError, UnsupportedError
+from pagedattn.gather import gather
 
 if TYPE_CHECKING:
     from pagedattn.batch import Batch
@@ -67,7 +68,7 @@ def assert_matches_reference(
         raise UnsupportedError(
             "`cache` must hold every key; got one of a rank. Compare what `merge` makes of the ranks with attention over all keys."
         )
-    k, v = (device.to_host(x).astype(np.float64) for x in ops.gather(cache, batch, layer=layer))
+    k, v = (device.to_host(x).astype(np.float64) for x in gather(cache, batch, layer=layer))
     found, queries = (np.asarray(device.to_host(device.asarray(x))).astype(np.float64) for x in (out, q))
     if found.shape != queries.shape:
         raise ArgumentError(f"`out` must have the shape of q, {queries.shape}; got {found.shape}.")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import library
 
-from pagedattn import ops
+import pagedattn as pa
 from pagedattn.arrays import adopt
 from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
@@ -136,14 +136,14 @@ def _step(number: Any) -> Step:
 
 def _append(k: Any, v: Any, pool: Any, number: Any, layer: int, k_bias: Any, v_bias: Any) -> None:
     step = _step(number)
-    ops.append(k, v, step.cache_at(pool), step.batch, layer=layer, k_bias=k_bias, v_bias=v_bias, rope=step.rope)
+    pa.append(k, v, step.cache_at(pool), step.batch, layer=layer, k_bias=k_bias, v_bias=v_bias, rope=step.rope)
 
 
 def _paged_attention(q: Any, k: Any, v: Any, pool: Any, number: Any, layer: int, *options: Any) -> tuple[Any, Any]:
     step, keywords = _step(number), dict(zip(_OPTIONS, options, strict=True))
     splits = keywords["num_splits"]
     keywords["num_splits"] = int(splits) if splits is not None and splits.isdecimal() else splits
-    result = ops.paged_attention(q, step.cache_at(pool), step.batch, k=k, v=v, layer=layer, rope=step.rope, **keywords)
+    result = pa.paged_attention(q, step.cache_at(pool), step.batch, k=k, v=v, layer=layer, rope=step.rope, **keywords)
     return result if keywords["return_lse"] else (result, q.new_empty(0, dtype=torch.float32))
 
 

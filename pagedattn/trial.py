@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pagedattn import dispatch, dtypes, ops, tuned
+from pagedattn import dispatch, dtypes, tuned
+from pagedattn.append import append
 from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import PagedAttnError, UnsupportedError
 from pagedattn.footprint import TILED
-from pagedattn.spec import KernelSpec, shipped
+from pagedattn.ops import paged_attention
+from pagedattn.shipped import shipped
+from pagedattn.spec import KernelSpec
 from pagedattn.tune_report import Shape, median
 from pagedattn.tuning import Key, Tile, fields_of
 
@@ -176,11 +179,11 @@ class _Work:
                 count = min(CHUNK, length - start)
                 piece = Batch(row[None], [count], [start + count], device=device)
                 for layer in range(layers):
-                    ops.append(k[:count], v[:count], self.cache, piece, layer=layer)
+                    append(k[:count], v[:count], self.cache, piece, layer=layer)
         shape = (sum(new), group * KV_HEADS, key.head_dim)
         self.q = device.asarray(rng.standard_normal(shape, dtype=np.float32).astype(element))
         self.out = device.empty(shape, element)
         self.new = k[: sum(new)] if sum(new) <= len(k) else None  # rows that may come with the call
 
     def call(self, i: int, **keywords: Any) -> None:
-        ops.paged_attention(self.q, self.cache, self.batch, layer=i % self.layers, out=self.out, **keywords)
+        paged_attention(self.q, self.cache, self.batch, layer=i % self.layers, out=self.out, **keywords)

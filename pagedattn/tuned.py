@@ -120,21 +120,21 @@ def why_not(key: Key, arch: str, tile: Tile) -> str:
 def _read(model: str, arch: str) -> Table:
     if not model or not env.tuned_enabled():
         return EMPTY
-    path = tuned_file.find(model, arch)
-    if path is None:
-        return EMPTY
-    try:
-        records = tuned_file.read(path, model, arch)
-        for record in records:
-            if why := why_not(record.key, arch, record.tile):
-                raise ValueError(f"its row for {' '.join(map(str, record.key))} does not fit this version: {why}")
-    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-        warnings.warn(
-            f"{path} is ignored, and the shipped tuning table used: {reason.rstrip('.')}. `pagedattn tune` measures anew, and "
-            "`pagedattn tune --reset` removes the file.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return EMPTY
-    return Table({record.key: record for record in records}, path)
+    paths = tuned_file.find(model, arch)
+    for path, following in zip(paths, [*paths[1:], "the shipped tuning table"], strict=False):
+        try:
+            records = tuned_file.read(path, model, arch)
+            for record in records:
+                if why := why_not(record.key, arch, record.tile):
+                    raise ValueError(f"its row for {' '.join(map(str, record.key))} does not fit this version: {why}")
+        except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            warnings.warn(
+                f"{path} is ignored, and {following} used: {reason.rstrip('.')}. `pagedattn tune` measures anew, and "
+                "`pagedattn tune --reset` removes the file, if it is your store's own.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        else:
+            return Table({record.key: record for record in records}, path)
+    return EMPTY

@@ -61,25 +61,26 @@ def place(root: Path, model: str, arch: str) -> Path:
     return root / FOLDER / f"{re.sub('[^0-9A-Za-z]+', '-', model).strip('-')}-{arch}.json"
 
 
-def find(model: str, arch: str) -> Path | None:
-    """The file for a GPU's name and target: the user's own, else that of the first layer that has one."""
+def find(model: str, arch: str) -> list[Path]:
+    """The files for a GPU's name and target: the user's own, then those of the layers."""
     shelf = Store()
-    for root in (shelf.path, *shelf.layers):
-        path = place(root, model, arch)
-        if path.exists():
-            return path
-    return None
+    return [path for root in (shelf.path, *shelf.layers) if (path := place(root, model, arch)).exists()]
 
 
 def read(path: Path, model: str, arch: str) -> list[Record]:
     """What a file holds; OSError, ValueError, TypeError or KeyError if it is damaged, or made for other GPUs or kernels."""
-    content = json.loads(path.read_bytes())
+    try:
+        content = json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("it is no file of tuned rows: it is nested too deep") from None
     if not isinstance(content, dict) or content.pop("checksum", None) != _checksum(content):
         raise ValueError("it is not what was written: its checksum differs")
     if (content["device"], content["arch"]) != (model, arch):
         raise ValueError(f"it is for {content['device']}, {content['arch']}, and this GPU is {model}, {arch}")
     if content["kernels"] != kernels():
         raise ValueError(f"its rows were tuned for the kernels of another version, {content['kernels']}; these are {kernels()}")
+    if not isinstance(content["rows"], list):
+        raise ValueError("its rows must be a list")
     return [_record(row) for row in content["rows"]]
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pagedattn import checks, devices, dtypes
-from pagedattn.arrays import adopt, give_back, place, room_like, stream_of
+from pagedattn.append import append
+from pagedattn.arrays import adopt, device_of, give_back, place, room_like, stream_of
 from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, UnsupportedError
 from pagedattn.extras import resolve
 from pagedattn.layout import BlockLayout
-from pagedattn.ops import append, paged_attention
+from pagedattn.ops import paged_attention
 from pagedattn.problem import Problem
 from pagedattn.rope import Rope
 from pagedattn.values import flag, listed
@@ -102,8 +103,7 @@ def varlen_attention(
         raise UnsupportedError(
             "`cp` must be None: ranks share the keys of a paged cache, KVCache(..., cp=...); append to one and call paged_attention."
         )
-    where = place(q)
-    target = devices.get(device if device is not None else "cpu" if where == "managed" else where)
+    target = device_of(q, "q") if device is None else devices.get(device)
     if stream is None:
         stream = stream_of(q, target)
     rows, keys, values = (adopt(x, target, name, stream=stream) for name, x in (("q", q), ("k", k), ("v", v)))

@@ -97,8 +97,8 @@ def require(given_bytes: int, launches: Plan | list[Launch]) -> None:
         )
     if room and given_bytes < COUNTER_BYTES + room:
         raise ArgumentError(
-            f"`workspace` must have at least {COUNTER_BYTES + room} bytes for this call; got {given_bytes}. See workspace_bytes: "
-            "a call with a `mask` wants its max_seqlen_q to be at least 2."
+            f"`workspace` must have at least {COUNTER_BYTES + room} bytes for this call; got {given_bytes}. `workspace_bytes` tells "
+            "how many a call takes; where a `mask` is given, ask it with max_seqlen_q=2 or more."
         )
 
 

@@ -25,7 +25,7 @@ def run(
     max_new_tokens : int
         Bytes that each continuation gets at most.
     seed : int
-        The same seed draws the same text on the same machine.
+        0 or more; the same seed draws the same text on the same machine.
     json : bool
         Print one JSON object instead.
     stream : text file, optional
@@ -41,7 +41,7 @@ def run(
     Raises
     ------
     ArgumentError
-        `max_new_tokens` or `temperature` out of range.
+        `max_new_tokens`, `temperature` or `seed` out of range.
     """
     start = time.perf_counter()
     from pagedattn.demo import report, weights

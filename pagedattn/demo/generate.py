@@ -13,6 +13,7 @@ import pagedattn as pa
 from pagedattn.demo.dense import log2_softmax
 from pagedattn.demo.model import END, Attend, Model
 from pagedattn.errors import ArgumentError
+from pagedattn.values import whole
 
 BLOCK_LEN = 16
 
@@ -152,7 +153,7 @@ def generate(
     ArgumentError
         A request longer than the model's context.
     """
-    _check(model, requests, max_new_tokens, temperature)
+    _check(model, requests, max_new_tokens, temperature, seed)
     start = time.perf_counter()
     ids = [cache.new_sequence() for _ in requests]
     batch = cache.extend(ids, [len(r.tokens) for r in requests])
@@ -208,10 +209,12 @@ def _measure(run: Run, cache: pa.KVCache, live: Sequence[Continuation]) -> None:
         run.peak_blocks, run.shared_blocks = used, alone - used
 
 
-def _check(model: Model, requests: Sequence[Request], max_new_tokens: int, temperature: float) -> None:
+def _check(model: Model, requests: Sequence[Request], max_new_tokens: int, temperature: float, seed: int) -> None:
     longest = max(len(r.tokens) for r in requests)
     limit = model.config.context - longest
     if not 1 <= max_new_tokens <= limit:
         raise ArgumentError(f"`max_new_tokens` must be from 1 to {limit}, the context less the longest prompt; got {max_new_tokens}.")
     if not temperature > 0:
         raise ArgumentError(f"`temperature` must be positive; got {temperature}.")
+    if whole(seed) is None or seed < 0:
+        raise ArgumentError(f"`seed` must be an integer, 0 or more; got {seed!r}.")

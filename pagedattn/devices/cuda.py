@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,8 +13,10 @@ from pagedattn import arch as archs
 from pagedattn import dispatch, env
 from pagedattn.build import build
 from pagedattn.devices.base import Device
-from pagedattn.devices.launch import OVERLAPPING, Launcher, launch_kernel
-from pagedattn.devices.streams import Foreign, of_torch, stream_address
+from pagedattn.devices.launch import Launcher, launch_kernel, may_overlap
+from pagedattn.devices.modules import Modules
+from pagedattn.devices.streams import Foreign, met, of_torch, stream_address
+from pagedattn.devices.workspaces import Workspaces
 from pagedattn.errors import ArgumentError, DeviceFault, UnsupportedError
 from pagedattn.params import fill
 from pagedattn.plan import Plan, Step
@@ -24,12 +25,8 @@ from pagedattn.workspace import split
 if TYPE_CHECKING:
     from pagedattn.kernel import Kernel
     from pagedattn.problem import Problem
-    from pagedattn.spec import KernelSpec
 
-_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8  # CUfunction_attribute
-_EVENT_DISABLE_TIMING = 2  # cudaEventDisableTiming
 _DEVICE_TO_DEVICE = 3  # cudaMemcpyDeviceToDevice
-_PER_THREAD_STREAM = 2  # cudaStreamPerThread: one name, a stream for each thread
 
 
 @lru_cache(maxsize=1)
@@ -47,29 +44,6 @@ def _number(index: int) -> int:
     import cupy
 
     return int(cupy.cuda.Device(index).compute_capability)
-
-
-def _foreign(source: str, own: archs.Arch) -> archs.Arch:
-    """The target that a device's name asks for after its "+"."""
-    target = archs.parse(source)
-    if target.family != "sm70" or target > own:
-        raise ArgumentError(f"`device` may ask for the kernels of sm_70 or sm_75, not newer than the GPU's own {own}; got '+{source}'.")
-    return target
-
-
-class _Loaded(NamedTuple):
-    function: int
-    threads: int
-    shared_bytes: int
-    module: Any  # keeps the code on the device
-
-
-class _Workspace(NamedTuple):
-    partial_bytes: int
-    counts: int
-    partial_address: int
-    count_address: int
-    arrays: Any  # keeps the memory
 
 
 class CudaDevice(Device):
@@ -102,21 +76,20 @@ class CudaDevice(Device):
         if index >= count:
             raise ArgumentError(f"`device` must be one of the {count} GPUs of this machine, cuda:0 to cuda:{count - 1}; got cuda:{index}.")
         self._cupy = cupy
-        self._driver = cupy.cuda.driver
         self._runtime = cupy.cuda.runtime
         self._current_stream = cupy.cuda.stream.get_current_stream
         self.index = index
         self.arch = archs.of_device(_number(index))
-        self._source = self.arch if source is None else _foreign(source, self.arch)
+        self._source = self.arch if source is None else archs.borrowed(source, self.arch)
         self.name = f"cuda:{index}" if source is None else f"cuda:{index}+{self._source}"
         self.model = self.description if source is None else ""
         self.array_type = cupy.ndarray
         self.sm_count = int(self._runtime.deviceGetAttribute(16, index))  # cudaDevAttrMultiProcessorCount
-        self._loaded: dict[KernelSpec, _Loaded] = {}
-        self._workspaces: dict[tuple[int, int], _Workspace] = {}
-        self._guard = threading.Lock()
-        self._driver_error = self._driver.CUDADriverError
-        self._launcher = Launcher(launch_kernel(), self._driver_error, self._bind, overlapping=self.arch.number >= OVERLAPPING)
+        self._modules = Modules(cupy, index, f"{self.name}, {self.arch}")
+        self._workspaces = Workspaces(self._shared_room)
+        self._driver_error = cupy.cuda.driver.CUDADriverError
+        overlapping = may_overlap(self.arch.number, self._runtime.driverGetVersion())
+        self._launcher = Launcher(launch_kernel(), self._driver_error, self._bind, overlapping)
 
     @property
     def source(self) -> archs.Arch:
@@ -151,27 +124,7 @@ class CudaDevice(Device):
 
     def meeting(self) -> AbstractContextManager[Any]:
         ours, theirs = self.current_stream(), of_torch(self.index)
-        return nullcontext() if theirs is None or theirs == ours else self._met(ours, theirs)
-
-    @contextmanager
-    def _met(self, ours: int, theirs: int) -> Iterator[None]:
-        self._wait(ours, theirs)
-        try:
-            yield
-        finally:
-            self._wait(theirs, ours)
-
-    def _wait(self, later: int, earlier: int) -> None:
-        """What comes on the stream `later` waits for what is on `earlier` now."""
-        runtime, previous = self._runtime, self._runtime.getDevice()
-        runtime.setDevice(self.index)
-        try:
-            event = runtime.eventCreateWithFlags(_EVENT_DISABLE_TIMING)
-            runtime.eventRecord(event, earlier)
-            runtime.streamWaitEvent(later, event)
-            runtime.eventDestroy(event)  # once it has happened
-        finally:
-            runtime.setDevice(previous)
+        return nullcontext() if theirs is None or theirs == ours else met(self._runtime, self.index, ours, theirs)
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Any:
         with self._cupy.cuda.Device(self.index):
@@ -288,7 +241,7 @@ class CudaDevice(Device):
                 if workspace is not None:
                     partials, counters = split(workspace.data.ptr)
                 else:
-                    partials, counters = self._workspace(stream, partial_bytes, counts) if partial_bytes else (0, 0)
+                    partials, counters = self._workspaces.of(stream, partial_bytes, counts) if partial_bytes else (0, 0)
                 launcher.struct[: len(params)] = params
                 fill(launcher.struct, 0, *addresses, partials, counters)
                 try:
@@ -301,7 +254,7 @@ class CudaDevice(Device):
 
     def launch(self, kernel: Kernel, params: bytes, grid: int, stream: Any = None) -> None:
         """Launch a kernel on a struct that is complete."""
-        loaded = self._loaded.get(kernel.spec) or self._load(kernel)
+        loaded = self._modules.get(kernel.spec) or self._modules.load(kernel)
         address = self._current_stream(self.index).ptr if stream is None else stream_address(stream)
         launcher, previous = self._launcher, self._runtime.getDevice()
         self._runtime.setDevice(self.index)
@@ -314,15 +267,15 @@ class CudaDevice(Device):
             self._runtime.setDevice(previous)
 
     def load(self, kernel: Kernel) -> None:
-        if kernel.spec not in self._loaded:
-            self._load(kernel)
+        if kernel.spec not in self._modules:
+            self._modules.load(kernel)
 
     def _plan(self, launches: Sequence[dispatch.Launch], layer_bytes: int = 0) -> Plan:
         """Launches with their kernels built and loaded."""
         steps = []
         for spec, grid, params, partial_bytes, counts in launches:
             if grid:  # the driver refuses none
-                loaded = self._loaded.get(spec) or self._load(build(spec))
+                loaded = self._modules.get(spec) or self._modules.load(build(spec))
                 steps.append(Step(spec, loaded.function, grid, loaded.threads, loaded.shared_bytes, params, partial_bytes, counts))
         return Plan(tuple(steps), layer_bytes)
 
@@ -340,39 +293,7 @@ class CudaDevice(Device):
         self._runtime.setDevice(self.index)
         self._runtime.setDevice(previous)
 
-    def _workspace(self, stream: int, partial_bytes: int, counts: int) -> tuple[int, int]:
-        """Addresses of room for pieces and of zeroed counters; each stream has its own, as its launches follow each other."""
-        key = (stream, threading.get_ident() if stream == _PER_THREAD_STREAM else 0)
-        held = self._workspaces.get(key)
-        if held is None or held.partial_bytes < partial_bytes or held.counts < counts:
-            held = self._grow(key, partial_bytes, counts)
-        return held.partial_address, held.count_address
-
-    def _grow(self, key: tuple[int, int], partial_bytes: int, counts: int) -> _Workspace:
-        with self._guard:
-            held = self._workspaces.get(key)
-            if held is not None:
-                if held.partial_bytes >= partial_bytes and held.counts >= counts:  # another thread was faster
-                    return held
-                partial_bytes, counts = max(partial_bytes, 2 * held.partial_bytes), max(counts, 2 * held.counts)
-            with self._on(key[0]):  # what zeroes the counters must come before the launch
-                partial, count = self._cupy.empty((partial_bytes,), np.uint8), self._cupy.zeros((counts,), np.uint32)
-            # the smaller one stays: another thread's launch, or a captured graph, may have its address
-            made = _Workspace(partial_bytes, counts, partial.data.ptr, count.data.ptr, (partial, count, held))
-            self._workspaces[key] = made
-        return made
-
-    def _load(self, kernel: Kernel) -> _Loaded:
-        spec = kernel.spec
-        with self._guard, self._cupy.cuda.Device(self.index):
-            module = self._cupy.cuda.function.Module()
-            try:
-                module.load(kernel.cubin)
-            except self._driver_error as error:
-                raise DeviceFault(f"{spec.name} could not be loaded on {self.name}, {self.arch}: {error}") from error
-            function = module.get_function(spec.name).ptr
-            if spec.shared_bytes:  # 48 KB, static shared memory included, are granted unasked
-                self._driver.funcSetAttribute(function, _MAX_DYNAMIC_SHARED_SIZE_BYTES, spec.shared_bytes)
-            loaded = _Loaded(function, spec.threads, spec.shared_bytes, module)
-            self._loaded[spec] = loaded
-        return loaded
+    def _shared_room(self, stream: int, partial_bytes: int, counts: int) -> tuple[Any, Any]:
+        """Memory for pieces and zeroed counters; what zeroes them comes before a launch on the stream."""
+        with self._on(stream):
+            return self._cupy.empty((partial_bytes,), np.uint8), self._cupy.zeros((counts,), np.uint32)

@@ -11,9 +11,9 @@ from typing import Any
 
 from pagedattn.params import STRUCT_BYTES
 
-OVERLAPPING = 90  # from sm_90 on a kernel may become resident while the one before it ends: kernels/core/start.cuh waits for that one
-
 _PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CUlaunchAttributeID
+_OVERLAPPING = 90  # sm_90
+_CAPTURES_OVERLAPPING = 12030  # CUDA 12.3
 
 
 class _Attribute(ctypes.Structure):  # CUlaunchAttribute
@@ -34,6 +34,17 @@ class Config(ctypes.Structure):
 
 
 _pack = struct.Struct("<7I4xQ").pack_into  # all of Config that changes from launch to launch
+
+
+def may_overlap(arch: int, driver: int) -> bool:
+    """Whether a kernel may become resident while the one before it ends; kernels/core/start.cuh then waits for that one.
+
+    GPUs can from sm_90 on, drivers put such launches into graphs from CUDA 12.3 on.
+
+    >>> may_overlap(90, 13000), may_overlap(90, 12020), may_overlap(89, 13000)
+    (True, False, False)
+    """
+    return arch >= _OVERLAPPING and driver >= _CAPTURES_OVERLAPPING
 
 
 def launch_kernel() -> Callable[[int, int, int, int], int]:

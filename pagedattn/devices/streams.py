@@ -1,11 +1,15 @@
-"""Streams of CuPy, PyTorch and others: their addresses, and an address as CuPy takes it."""
+"""Streams of CuPy, PyTorch and others: their addresses, an address as CuPy takes it, and how one waits for another."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pagedattn.errors import ArgumentError
+
+_EVENT_DISABLE_TIMING = 2  # cudaEventDisableTiming
 
 
 class Foreign(NamedTuple):
@@ -34,3 +38,26 @@ def stream_address(stream: Any) -> int:
         if hasattr(stream, name):
             return int(getattr(stream, name))
     raise ArgumentError(f"`stream` must be an address, a CuPy or PyTorch stream, or have __cuda_stream__; got {type(stream).__name__}.")
+
+
+@contextmanager
+def met(runtime: Any, index: int, ours: int, theirs: int) -> Iterator[None]:
+    """What its body puts on the stream `ours` of a GPU comes after the work, and before the later work, of `theirs`."""
+    _wait(runtime, index, ours, theirs)
+    try:
+        yield
+    finally:
+        _wait(runtime, index, theirs, ours)
+
+
+def _wait(runtime: Any, index: int, later: int, earlier: int) -> None:
+    """What comes on the stream `later` waits for what is on `earlier` now."""
+    previous = runtime.getDevice()
+    runtime.setDevice(index)
+    try:
+        event = runtime.eventCreateWithFlags(_EVENT_DISABLE_TIMING)
+        runtime.eventRecord(event, earlier)
+        runtime.streamWaitEvent(later, event)
+        runtime.eventDestroy(event)  # once it has happened
+    finally:
+        runtime.setDevice(previous)

@@ -8,7 +8,7 @@ import numpy as np
 
 from pagedattn.ptx import blocks as basic
 from pagedattn.ptx import isa
-from pagedattn.ptx.executor import interleave
+from pagedattn.ptx.accesses import interleave
 from pagedattn.ptx.parse import parse
 from pagedattn.ptx.program import Instruction, Program, Symbol
 from pagedattn.ptx.shared import START

@@ -19,6 +19,7 @@ TYPES = {
     "s64": "i8",
 }
 SIZES = {"?": 1, "u1": 1, "u2": 2, "u4": 4, "u8": 8, "i1": 1, "i2": 2, "i4": 4, "i8": 8, "f4": 4, "f8": 8}
+ROUNDINGS = ("rn", "rz", "rm", "rp")
 # Lowest target of an instruction (PTX ISA, "Target ISA Notes"), by the dots-joined beginning of its opcode; the longest that fits counts.
 NEEDS = {
     "cp.async": 80,
@@ -70,6 +71,14 @@ _BY_TYPE = {
     "max.bf16x2": 80,
     "mma.bf16": 80,
 }
+
+
+def only_modifiers(op: tuple[str, ...], *allowed: str) -> set[str]:
+    """The modifiers between an opcode and its type, all of which must be known."""
+    found = set(op[1:-1])
+    if found - set(allowed):
+        raise ValueError(f"modifier .{' .'.join(sorted(found - set(allowed)))} is not defined")
+    return found
 
 
 def needed_target(op: tuple[str, ...]) -> int:

@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pagedattn.ptx.isa import SIZES, TYPES, Coder
-from pagedattn.ptx.program import Imm, Operand, Reg
+from pagedattn.ptx import conversions
+from pagedattn.ptx.isa import ROUNDINGS, SIZES, TYPES, Coder, only_modifiers
+from pagedattn.ptx.program import Imm, Operand
 
-
-def _only(op: tuple[str, ...], *allowed: str) -> set[str]:
-    """The modifiers between an opcode and its type, all of which must be known."""
-    found = set(op[1:-1])
-    if found - set(allowed):
-        raise ValueError(f"modifier .{' .'.join(sorted(found - set(allowed)))} is not defined")
-    return found
-
-
-_ROUNDINGS = ("rn", "rz", "rm", "rp")
 _SIXTEEN = ("f16", "f16x2", "bf16", "bf16x2")
 
 
@@ -31,7 +22,7 @@ def _sixteen(c: Coder, op: tuple[str, ...], o: list[Operand], mods: set[str]) ->
 
 def _add(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
     name, t = op[0], op[-1]
-    mods = _only(op, *_ROUNDINGS, "ftz", "sat", "lo", "hi", "wide", "relu")
+    mods = only_modifiers(op, *ROUNDINGS, "ftz", "sat", "lo", "hi", "wide", "relu")
     if t in _SIXTEEN:
         return _sixteen(c, op, o, mods)
     kind = TYPES[t]
@@ -40,7 +31,7 @@ def _add(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
         a, b = c.use(o[1], kind), c.use(o[2], kind)
         if "ftz" in mods:
             a, b = f"ftz({a})", f"ftz({b})"
-        mode = next((r for r in _ROUNDINGS if r in mods), "rn")
+        mode = next((r for r in ROUNDINGS if r in mods), "rn")
         text = f"{a} {sign} {b}" if mode == "rn" else f"directed({name!r}, {a}, {b}, {mode!r})"
         text = f"ftz({text})" if "ftz" in mods else text
         return c.put(o[0], f"sat({text})" if "sat" in mods else text, kind)
@@ -70,7 +61,7 @@ def _product(c: Coder, t: str, mods: set[str], a: Operand, b: Operand) -> tuple[
 
 
 def _mad(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
-    mods = _only(op, "lo", "hi", "wide", *_ROUNDINGS, "ftz", "sat")
+    mods = only_modifiers(op, "lo", "hi", "wide", *ROUNDINGS, "ftz", "sat")
     if TYPES[op[-1]][0] == "f":
         return _fma(c, op, o)
     text, kind = _product(c, op[-1], mods, o[1], o[2])
@@ -78,7 +69,7 @@ def _mad(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
 
 
 def _fma(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
-    mods = _only(op, *_ROUNDINGS, "ftz", "sat", "relu")
+    mods = only_modifiers(op, *ROUNDINGS, "ftz", "sat", "relu")
     if op[-1] in _SIXTEEN:
         return _sixteen(c, op, o, mods)
     kind = TYPES[op[-1]]
@@ -87,13 +78,13 @@ def _fma(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
         return c.put(o[0], f"fma64({', '.join(operands)})", kind)
     if "ftz" in mods:
         operands = [f"ftz({x})" for x in operands]
-    text = f"fma({', '.join(operands)}, {next((r for r in _ROUNDINGS if r in mods), 'rn')!r})"
+    text = f"fma({', '.join(operands)}, {next((r for r in ROUNDINGS if r in mods), 'rn')!r})"
     text = f"ftz({text})" if "ftz" in mods else text
     return c.put(o[0], f"sat({text})" if "sat" in mods else text, kind)
 
 
 def _min(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
-    mods = _only(op, "ftz", "NaN")
+    mods = only_modifiers(op, "ftz", "NaN")
     if op[-1] in _SIXTEEN:
         return _sixteen(c, op, o, mods)
     kind = TYPES[op[-1]]
@@ -106,7 +97,7 @@ def _min(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
 
 
 def _divide(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
-    mods = _only(op, "rn", "ftz", "full", "approx")
+    mods = only_modifiers(op, "rn", "ftz", "full", "approx")
     kind = TYPES[op[-1]]
     a, b = c.use(o[1], kind), c.use(o[2], kind)
     if kind[0] != "f":
@@ -116,7 +107,7 @@ def _divide(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
 
 def _unary(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
     name, t = op[0], op[-1]
-    mods = _only(op, "ftz", "approx", "rn", "shiftamt")
+    mods = only_modifiers(op, "ftz", "approx", "rn", "shiftamt")
     if t in _SIXTEEN:
         if name == "ex2":
             wide = t.endswith("x2")
@@ -148,13 +139,13 @@ def _unary(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
 
 
 def _logic(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
-    _only(op)
+    only_modifiers(op)
     kind = TYPES[op[-1]]
     return c.put(o[0], f"{c.use(o[1], kind)} { {'and': '&', 'or': '|', 'xor': '^'}[op[0]] } {c.use(o[2], kind)}", kind)
 
 
 def _shift(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
-    _only(op)
+    only_modifiers(op)
     kind = TYPES[op[-1]]
     kind = "u" + kind[1] if op[0] == "shl" else kind
     amount = (
@@ -206,7 +197,7 @@ _FLOAT = {
 
 def _setp(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
     compare, t = op[1], op[-1]
-    mods = _only((op[0], *op[2:]), "ftz", "and", "or", "xor")
+    mods = only_modifiers((op[0], *op[2:]), "ftz", "and", "or", "xor")
     if t in ("f16", "bf16"):
         a, b = (f"from_{t}({c.use(x, 'u2')})" for x in o[1:3])
         text = _FLOAT[compare].format(a=a, b=b)
@@ -229,84 +220,6 @@ def _selp(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
     return c.put(o[0], f"where({c.use(o[3], '?')}, {c.use(o[1], kind)}, {c.use(o[2], kind)})", kind)
 
 
-def _mov(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
-    _only(op)
-    kind = TYPES[op[-1]]
-    target, source = o
-    if type(source) is tuple and source[0] != "!":
-        width = SIZES[kind] // len(source)
-        parts = [f"({c.use(x, f'u{width}')}).astype({kind}) << {c.constant(8 * width * n, kind)}" for n, x in enumerate(source)]
-        return c.put(target, " | ".join(f"({p})" for p in parts), kind)
-    if type(target) is tuple:
-        width = SIZES[kind] // len(target)
-        parts = [
-            c.put(x, f"(t >> {c.constant(8 * width * n, kind)}).astype(u{width})", f"u{width}") for n, x in enumerate(target) if x != ("_",)
-        ]
-        return "; ".join([f"t = {c.full(source, kind)}", *parts])
-    return c.put(target, c.full(source, kind), kind)
-
-
-def _cvta(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
-    space = next(s for s in op if s in ("global", "shared", "local", "const", "param"))
-    window = {"shared": 1 << 60, "local": 1 << 61}.get(space, 0)
-    if space in ("const", "param"):
-        raise ValueError("generic addresses of this space are not defined")
-    if not window:
-        return c.put(o[0], c.full(o[1], "u8"), "u8")
-    sign = "-" if "to" in op else "+"
-    return c.put(o[0], f"broadcast({c.use(o[1], 'u8')}, w.n) {sign} {c.constant(window, 'u8')}", "u8")
-
-
-def _cvt(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
-    to, source = op[-2], op[-1]
-    mods = _only((*op[:-2], op[-1]), *_ROUNDINGS, "rni", "rzi", "rmi", "rpi", "ftz", "sat", "relu", "satfinite")
-    if "satfinite" in mods:
-        raise ValueError(".satfinite is not defined")
-    relu = "relu" in mods
-    mode = next((r for r in _ROUNDINGS if r in mods), "rn")
-    if to in ("f16x2", "bf16x2"):
-        low, high = (f"to_{to[:-2]}({c.use(x, 'f4')}, {mode!r}, {relu})" for x in (o[2], o[1]))
-        return c.put(o[0], f"broadcast(pack2({low}, {high}), w.n)", "u4")
-    x = c.use(o[1], TYPES[source] if source not in ("f16", "bf16") else "u2")
-    if not isinstance(o[1], Reg):
-        x = f"broadcast({x}, w.n)"
-    if source in ("f16", "bf16"):
-        wide = f"from_{source}({x})"
-        if to == "f32":
-            return c.put(o[0], f"{wide}.astype(f4)" if "sat" not in mods else f"sat({wide}.astype(f4))", "f4")
-        x, source = f"{wide}.astype(f8)", "f64"
-    if source == "f32" and "ftz" in mods:
-        x = f"ftz({x})"
-    integer = next((r for r in ("rni", "rzi", "rmi", "rpi") if r in mods), None)
-    a, b = TYPES[source], TYPES.get(to, "")
-    if to in ("f16", "bf16"):
-        if a[0] != "f":
-            x = f"{x}.astype(f8)"
-        if to == "bf16" and a == "f8":
-            x = f"odd32({x})"
-        if "sat" in mods:
-            x = f"sat({x})"
-        return c.put(o[0], f"to_{to}({x}, {mode!r}, {relu})", "u2")
-    if a[0] == "f" and b[0] == "f":
-        if integer:
-            text = f"{ {'rni': 'rint', 'rzi': 'trunc', 'rmi': 'floor', 'rpi': 'ceil'}[integer] }({x})"
-        else:
-            text = x if a == b else f"{x}.astype({b})" if b == "f8" else f"narrow32({x}, {mode!r})"
-        return c.put(o[0], f"sat({text}) + {c.constant(0.0, b)}" if "sat" in mods else f"({text}).astype({b})", b)
-    if a[0] == "f":
-        if integer is None:
-            raise ValueError("a conversion to an integer names its rounding")
-        return c.put(o[0], f"to_int({x}, {b}.type, {integer!r})", b)
-    if b[0] == "f":
-        if SIZES[a] == 8 and mode != "rn":
-            raise ValueError("only .rn is defined from 64-bit integers")
-        text = f"{x}.astype({b})" if mode == "rn" or b == "f8" else f"narrow32({x}.astype(f8), {mode!r})"
-        return c.put(o[0], f"sat({text})" if "sat" in mods else text, b)
-    if "sat" in mods:
-        return c.put(o[0], f"clamp({x}, {b})", b)
-    return c.put(o[0], f"{x}.astype({b})", b)
-
-
 _Rule = Callable[[Coder, tuple[str, ...], list[Any]], str]
 RULES: dict[str, _Rule] = {
     **dict.fromkeys(("add", "sub", "mul"), _add),
@@ -320,7 +233,7 @@ RULES: dict[str, _Rule] = {
     "fma": _fma,
     "setp": _setp,
     "selp": _selp,
-    "mov": _mov,
-    "cvta": _cvta,
-    "cvt": _cvt,
+    "mov": conversions.mov,
+    "cvta": conversions.cvta,
+    "cvt": conversions.cvt,
 }

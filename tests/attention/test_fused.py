@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import pagedattn as pa
-from pagedattn import dispatch, dtypes, spec
+from pagedattn import dispatch, dtypes
 from pagedattn.devices.base import Device
+from pagedattn.shipped import shipped
 from tests.attention.cases import DTYPES, HEAD_DIMS
 from tests.attention.rows import mixture
 from tests.attention.world import NAN_BYTE, scattered
@@ -56,7 +57,7 @@ def small() -> list[Step]:
     """Each kernel of sm_80 once."""
     return [
         Step(s.name, (1, 17, 34), s.heads or 0, 1, s.head_dim, dtype=s.dtype, kv_dtype=s.kv_dtype if s.quantised else None)
-        for s in spec.shipped(["sm_80"], ops=["decode"])
+        for s in shipped(["sm_80"], ops=["decode"])
         if s.fused
     ]
 
@@ -153,10 +154,10 @@ def run(step: Step, where: Device, unshared: bool) -> list[np.ndarray]:
 
 def test_small_steps_run_every_fused_kernel() -> None:
     """What `small` asks for is what dispatch then takes."""
-    shipped = [s for s in spec.shipped(["sm_80"], ops=["decode"]) if s.fused]
-    assert len(shipped) > 40
+    fused = [s for s in shipped(["sm_80"], ops=["decode"]) if s.fused]
+    assert len(fused) > 40
     where: Any = pa.devices.get(INTERPRETER)
-    for s in shipped:
+    for s in fused:
         layout = pa.BlockLayout(1, s.head_dim, 16, 1, s.dtype, str(s.kv_dtype) if s.quantised else None)
         batch = pa.Batch([[0]], [1], [1], unshared=True, device=INTERPRETER)
         assert dispatch.plan_decode(where, layout, s.heads or 0, batch, 0, fused=True)[0] == s

@@ -11,7 +11,7 @@ from xml.dom import minidom
 
 import pytest
 
-from benchmarks import roofline, summary, tables
+from benchmarks import join, roofline, summary, tables
 
 KV = ("", " int8", " int4")
 
@@ -54,6 +54,7 @@ def result() -> dict[str, Any]:
         "quick": False,
         "decode": decode,
         "prefill": prefill,
+        "fused": [{"row": "D1", "kv_dtype": kv, "decode_us": 40.0, "two_us": 42.5, "one_us": 40.1} for kv in ("float16", "int8", "int4")],
         "splits": [{"row": "D3", "variant": f"{summary.PLAIN}{kv}", "keys": 512, "us": 300.0, "balanced_us": 240.0} for kv in KV],
         "peers": peers,
         "peers_missing": {"flashinfer": "not installed"},
@@ -82,7 +83,32 @@ def test_tables_say_what_was_measured() -> None:
     assert "P1, head_dim 64" in tables.prefill_peers(result())
     assert "not measured: flashinfer." in tables.prefill_peers(result())
     assert '| int8, `"fixed:512"` | 1.25 |' in tables.splits(result())
-    assert "commit 0123456." in tables.device(result())
+    assert "| 16 bits | 40.0 / 42.5 / 40.1 |" in tables.fused(result())
+    assert "commit 0123456, driver 1.2, CuPy 14, NVRTC 13.0; the card read at 4.60 TB/s" in tables.device(result())
+
+
+def test_results_of_several_runs_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = [{**figure, "graph_us": 200.0} for figure in result()["decode"]]
+    later = {
+        **{k: v for k, v in result().items() if not isinstance(v, list | dict)},
+        "commit": "fed",
+        "read_ceiling_tb_per_s": 4.5,
+        "decode": decode,
+    }
+    files = [tmp_path / "out.json", tmp_path / "all.json", tmp_path / "decode.json"]
+    for file, content in zip(files[1:], (result(), later), strict=True):
+        file.write_text(json.dumps(content))
+    monkeypatch.setattr(sys, "argv", ["join", *map(str, files)])
+    join.main()
+    whole = json.loads(files[0].read_text())
+    assert "| int4 | 200 (0.95) |" in tables.decode(whole)
+    assert tables.prefill(whole) == tables.prefill(result())
+    assert "- decode: commit fed, driver 1.2, CuPy 14, NVRTC 13.0; the card read at 4.50 TB/s" in tables.device(whole)
+    assert "- host, fused, splits, prefill, peers, scale: commit 0123456, driver" in tables.device(whole)
+    assert whole["summary"] == summary.of(whole)
+    for other in ({**later, "device": "Another GPU"}, {**later, "quick": True}):
+        with pytest.raises(SystemExit, match="one kind of device and not quick"):
+            join.joined([result(), other])
 
 
 def test_quick_figures_are_not_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

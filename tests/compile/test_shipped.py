@@ -10,7 +10,8 @@ from pagedattn import arch, build, nvrtc
 from pagedattn.errors import UnsupportedError
 from pagedattn.footprint import STATIC_SHARED_BYTES
 from pagedattn.kernel import Kernel
-from pagedattn.spec import KernelSpec, shipped
+from pagedattn.shipped import shipped
+from pagedattn.spec import KernelSpec
 from pagedattn.store import Store
 
 TARGETS = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")

@@ -84,7 +84,7 @@ def worked_on(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
         return noted
 
-    for module in ("ops", "merge", "varlen", "checks", "extras", "pools"):
+    for module in ("append", "ops", "merge", "varlen", "checks", "extras", "pools"):
         home = importlib.import_module(f"pagedattn.{module}")
         monkeypatch.setattr(home, "adopt", noting(arrays.adopt, True))
         if hasattr(home, "give_back"):

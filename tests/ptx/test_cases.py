@@ -10,6 +10,7 @@ import pytest
 import pagedattn as pa
 from pagedattn import arch, reference, spec
 from pagedattn.devices.interpreter import InterpreterDevice
+from pagedattn.shipped import shipped
 from tests.attention import test_attention
 from tests.attention.cases import CASES, Case, Lengths
 
@@ -123,7 +124,7 @@ def sm70_decode() -> list[tuple[Case, str]]:
     """A case for every decode kernel of sm_70 and sm_75; of a cut's only those of head_dim 128, as the main loop is that of a flat list."""
     wanted = [
         f"{s.splits}-h{s.heads}-d{s.head_dim}-float16{'-' + str(s.kv_dtype) if s.quantised else ''}"
-        for s in spec.shipped(["sm_75"], ops=["decode"])
+        for s in shipped(["sm_75"], ops=["decode"])
     ]
     cases = {c.id: c for c in specs()}
     return [
@@ -261,13 +262,13 @@ def test_merge(dim: int, dtype: str) -> None:
 def test_every_shipped_spec_is_run() -> None:
     """What the tests above name is what dispatch would take, for each of the shipped kernels."""
     ids = {c.id for c in specs()}
-    for s in spec.shipped(["sm_80"]):
+    for s in shipped(["sm_80"]):
         name = f"d{s.head_dim}-{s.dtype}{'-' + str(s.kv_dtype) if s.quantised else ''}"
         if s.op == "decode" and not s.fused:  # else tests/attention/test_fused.py's
             assert f"{s.splits}-h{s.heads}-{name}" in ids
         elif s.op == "prefill":
             assert f"prefill-{name}" in ids
     run = {(c.id, target) for c, target in sm70_decode()}
-    for s in spec.shipped(SM70_TARGETS, ops=["decode"]):
+    for s in shipped(SM70_TARGETS, ops=["decode"]):
         name = f"{s.splits}-h{s.heads}-d{s.head_dim}-{s.dtype}{'-' + str(s.kv_dtype) if s.quantised else ''}"
         assert s.splits == "cut" or (name, s.arch) in run

@@ -13,6 +13,8 @@ from pagedattn import arch as archs
 from pagedattn import params
 from pagedattn.devices import cuda
 from pagedattn.devices.launch import Config, Launcher
+from pagedattn.devices.modules import Loaded, Modules
+from pagedattn.devices.workspaces import Workspaces
 
 STRUCT = params.dtype()
 
@@ -27,6 +29,20 @@ class Noted(NamedTuple):
     device: int
 
 
+class NamedModules(Modules):
+    """Of kernels that are loaded nowhere: a number for each, by which `names` knows it."""
+
+    def __init__(self, gpu: FakeGpu) -> None:
+        super().__init__(gpu._cupy, gpu.index, gpu.name)
+        self.names = gpu.names
+
+    def load(self, kernel: Any) -> Loaded:
+        spec, function = kernel.spec, 1000 + len(self.names)
+        self.names[function] = spec.name
+        loaded = self[spec] = Loaded(function, spec.threads, spec.shared_bytes, None)
+        return loaded
+
+
 class FakeGpu(cuda.CudaDevice):
     """CudaDevice without CUDA; `launches` grows with every launch, in any thread."""
 
@@ -37,12 +53,12 @@ class FakeGpu(cuda.CudaDevice):
         self.names: dict[int, str] = {}
         self.error: Exception | None = None
         self._cupy, self._runtime = cupy, self
-        self._driver, self._driver_error = self, RuntimeError
+        self._driver_error = RuntimeError
         self._current_stream = lambda index=0: self.stream
         self.index, self.name, self.arch = index, f"cuda:{index}", archs.parse("sm_90")
         self._source = self.arch
         self.array_type, self.sm_count = cupy.ndarray, sm_count
-        self._loaded, self._workspaces, self._guard = {}, {}, threading.Lock()
+        self._modules, self._workspaces = NamedModules(self), Workspaces(self._shared_room)
         self._launcher = Launcher(self.launch_kernel, RuntimeError, self._bind, overlapping=True)
         self.launches: list[Noted] = []
         self.events: dict[int, int] = {}
@@ -89,18 +105,10 @@ class FakeGpu(cuda.CudaDevice):
         self.launches.append(Noted(self.names[function], config.grid[0], values, config.stream or 0, self.device))
         return 0
 
-    def _load(self, kernel: Any) -> Any:
-        spec, function = kernel.spec, 1000 + len(self.names)
-        self.names[function] = spec.name
-        loaded = self._loaded[spec] = cuda._Loaded(function, spec.threads, spec.shared_bytes, None)
-        return loaded
-
-    def _grow(self, key: tuple[int, int], partial_bytes: int, counts: int) -> Any:
-        arrays = self.zeros((partial_bytes,), np.uint8), self.zeros((counts,), np.uint32)
-        made = self._workspaces[key] = cuda._Workspace(partial_bytes, counts, *(x.data.ptr for x in arrays), arrays)
-        return made
-
     # memory
+    def _shared_room(self, stream: int, partial_bytes: int, counts: int) -> Any:
+        return self.zeros((partial_bytes,), np.uint8), self.zeros((counts,), np.uint32)
+
     def empty(self, shape: Sequence[int], dtype: Any, stream: Any = None) -> Any:
         return self.asarray(np.empty(shape, dtype))
 

@@ -14,7 +14,7 @@ import pytest
 
 import pagedattn
 from pagedattn import render, resources
-from pagedattn.spec import shipped
+from pagedattn.shipped import shipped
 
 PACKAGE = Path(pagedattn.__file__).parent
 FILES = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in PACKAGE.rglob("*.py")}
@@ -25,12 +25,13 @@ TEMPLATES = sorted(resources.folder("templates").glob("*.j2"))
 # A part imports parts of its own row and of the rows above; none imports itself through another.
 ROWS = (
     ("errors", "dtypes", "arch", "env", "resources", "values"),
-    ("layout", "params", "parallel", "tuning", "prepare", "problem", "quant", "rope", "footprint", "spec"),
+    ("layout", "params", "parallel", "tuning", "prepare", "problem", "quant", "rope", "rope_kinds", "footprint", "spec", "shipped"),
     ("render", "nvrtc", "kernel", "entry", "store", "tuned_file"),
     ("build", "tuned", "dispatch", "fusion", "plan", "workspace"),
     ("devices",),
-    ("allocator", "sequences", "arrays", "batch", "blocks", "convert", "figures", "pools", "cache", "checks", "extras", "collective"),
-    ("ops", "merge", "varlen"),
+    ("allocator", "sequences", "arrays", "collective", "integers"),
+    ("assignment", "batch", "block_manager", "block_table", "blocks", "convert", "figures", "pools", "cache", "checks", "extras"),
+    ("append", "gather", "merge", "ops", "results", "varlen"),
     ("archive", "bench", "distributed", "explain", "precompile", "show", "testing", "warmup"),
     ("candidates", "trial", "tune_report", "tune"),
     ("pagedattn", "torch", "transformers"),

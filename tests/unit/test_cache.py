@@ -203,8 +203,8 @@ def test_a_failing_device_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> No
             with pytest.raises(MemoryError, match="no memory on the device"):
                 cache.extend([b, a], [30, 7])
         assert state(cache, [a, b]) == before
-        assert cache._allocator.num_extra == 2
-    assert isinstance(cache._allocator, BlockAllocator)
+        assert cache._manager.allocator.num_extra == 2
+    assert isinstance(cache._manager.allocator, BlockAllocator)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 import pagedattn as pa
 from pagedattn import reference
-from pagedattn.devices import cpu
+from pagedattn.devices import cpu_attention
 from tests.attention.cases import CASES, Case
 from tests.attention.test_attention import test_case as run_case
 
@@ -20,9 +20,9 @@ CHUNKED = [
 
 @pytest.mark.parametrize("case", CHUNKED, ids=lambda case: case.id)
 def test_chunks_of_any_size(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_QUERY_ROWS", 48)
-    monkeypatch.setattr(cpu, "_SCORES", 1 << 12)
-    monkeypatch.setattr(cpu, "_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(cpu_attention, "_QUERY_ROWS", 48)
+    monkeypatch.setattr(cpu_attention, "_SCORES", 1 << 12)
+    monkeypatch.setattr(cpu_attention, "_ELEMENTS", 1 << 12)
     run_case(case, "cpu")
 
 

@@ -260,7 +260,7 @@ def test_refused() -> None:
     out, lse = parts("float16")[0]
     twins = Backend(parts("float16"))
     for arguments, error, text in (
-        (([[1.0]], lse, twins), pa.ArgumentError, "`out` must be an array; got list"),
+        (([[1.0]], lse, twins), pa.ArgumentError, r"`out` must be an array \(NumPy.*got list"),
         ((out[0], lse, twins), pa.ArgumentError, r"must have 3 dimensions .*got float16 \(4, 64\)"),
         ((out, lse[:3], twins), pa.ArgumentError, r"float32 \(3, 4\)"),
         ((out, lse.astype(np.float64), twins), pa.ArgumentError, "float64"),
@@ -270,7 +270,7 @@ def test_refused() -> None:
         with pytest.raises(error, match=text):
             all_merge(*arguments)
     for given, text in (
-        ([[1.0]], "`like` must be an array; got list"),
+        ([[1.0]], r"`like` must be an array \(NumPy.*got list"),
         (out[0], r"`like` must have 3 dim.*got shape \(4, 64\)"),
         (lse, "float32"),
     ):

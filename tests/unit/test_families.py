@@ -10,10 +10,10 @@ import pytest
 
 import pagedattn as pa
 from pagedattn import arch, devices, nvrtc, tuning
-from pagedattn.devices import cuda
 from pagedattn.devices.interpreter import InterpreterDevice
 from pagedattn.footprint import STATIC_SHARED_BYTES
-from pagedattn.spec import KernelSpec, shipped
+from pagedattn.shipped import shipped
+from pagedattn.spec import KernelSpec
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,10 @@ def test_pieces_lie_where_there_is_room() -> None:
 
 def test_a_gpu_may_run_the_kernels_of_an_older_generation() -> None:
     for source in ("sm_70", "sm_75"):
-        assert cuda._foreign(source, arch.parse("sm_90")).name == source
+        assert arch.borrowed(source, arch.parse("sm_90")).name == source
     for source, own in (("sm_80", "sm_90"), ("sm_75", "sm_70")):
         with pytest.raises(pa.ArgumentError, match=rf"sm_70 or sm_75, not newer than the GPU's own {own}; got '\+{source}'"):
-            cuda._foreign(source, arch.parse(own))
+            arch.borrowed(source, arch.parse(own))
 
 
 @pytest.mark.parametrize("name", ["cpu+sm_75", "interpreter:sm_90+sm_75", "cuda:x+sm_75"])

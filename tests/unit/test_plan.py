@@ -192,6 +192,8 @@ def test_when_new_rows_have_a_launch_of_their_own(why: str) -> None:
     assert [name.split("_")[0] for name in names] == (apart if why in APART else ["decode"])
     assert any("fused" in name for name in names) == (why not in APART)
 
+
+def test_results_are_allocated_like_the_first() -> None:
     gpu = FakeGpu()
     cache, batch, q = cache_on(gpu), batch_on(gpu), rows(gpu, 3)
     for _ in range(2):
@@ -377,7 +379,7 @@ def test_memory_that_the_caller_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     room, lse = gpu.zeros((size,), np.uint8), gpu.zeros((3, HEADS), np.float32)
     monkeypatch.setattr(gpu, "empty", None)
-    monkeypatch.setattr(gpu, "_grow", None)
+    monkeypatch.setattr(gpu._workspaces, "_grow", None)
     for _ in range(2):
         with pytest.raises(pa.ArgumentError, match=f"`workspace` must have at least {size} bytes for this call.*got {size - 1}"):
             pa.paged_attention(q, cache, batch, k=k, v=k, out=out, workspace=room[:-1])
@@ -394,8 +396,8 @@ def test_the_devices_own_workspace() -> None:
     gpu = FakeGpu()
     cache, batch, q, out = cache_on(gpu), batch_on(gpu), rows(gpu, 3), rows(gpu, 3)
     pa.paged_attention(q, cache, batch, out=out, stream=32)
-    held, launched = gpu._workspaces[32, 0], gpu.launches[-1].params
-    assert (launched["partial_o"], launched["partial_count"]) == (held.partial_address, held.count_address)
+    launched = gpu.launches[-1].params
+    assert (launched["partial_o"], launched["partial_count"]) == gpu._workspaces.of(32, 1, 1)
 
 
 def test_a_merge_that_is_made_ready_selects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

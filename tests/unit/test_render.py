@@ -13,7 +13,8 @@ import pytest
 
 import pagedattn as pa
 from pagedattn import params, render, resources
-from pagedattn.spec import KernelSpec, shipped
+from pagedattn.shipped import shipped
+from pagedattn.spec import KernelSpec
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from pagedattn import arch, candidates, dispatch, tuned, tuned_file, tuning, wor
 from pagedattn.devices.interpreter import InterpreterDevice
 from pagedattn.explain import explain_shape
 from pagedattn.footprint import TILED
-from pagedattn.spec import KernelSpec, shipped
+from pagedattn.shipped import shipped
+from pagedattn.spec import KernelSpec
 from pagedattn.store import Store
 from pagedattn.testing import assert_matches_reference
 from pagedattn.tune import selected
@@ -106,7 +107,7 @@ def test_explain_names_the_row_and_where_it_is_from(home: Path) -> None:
     assert f"    tile: warps=7, stages=2, cta_s=16; tuned on {GPU}, 2026-11-21, {path}\n" in told
     assert "_w7_flat_sm90\n" in told
     assert (
-        "    tile: warps=4, cta_q=128, cta_s=64, min_ctas=2, stages=2, part_tiles=8, most_parts=16; row 1 of 2 of the shipped table\n"
+        "    tile: warps=4, cta_q=128, cta_s=64, min_ctas=2, stages=2, part_tiles=8, most_parts=16; row 1 of 1 of the shipped table\n"
         in told
     )
     cache = pa.KVCache(8, num_kv_heads=2, head_dim=64, device=device())
@@ -187,6 +188,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "is ignored, and the shipped tuning table used: "),
     "empty": (lambda path: path.write_text(""), "Expecting value"),
     "no text": (lambda path: path.write_bytes(b"\xff\xfe\x00"), "is ignored"),
+    "nested": (lambda path: path.write_text("[" * 100_000), "nested too deep"),
+    "rows by name": (put(rows={}), "its rows must be a list"),
     "a list": (lambda path: path.write_text("[1]"), "it is not what was written"),
     "edited": (lambda path: path.write_text(path.read_text().replace('"warps": 7', '"warps": 6')), "its checksum differs"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),

@@ -1,0 +1,35 @@
+"""`pagedattn explain` and `pagedattn tune --show`: what would be launched, and why; nothing is compiled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.arguments import EXPLAIN
+
+
+def test_explain(home: Path, run) -> None:
+    """What a call would launch, without a GPU and without compiling: the kernel, its row of the tuning table, and whose that is."""
+    status, out, err = run(*EXPLAIN, "--seqlens-k", "4096,100,300", "--seqlens-q", "1,1,200", "--kv-dtype", "int8")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[:4] == [
+        "on interpreter:sm_90: the SM80 family (mma.m16n8k16), for sm_90 has cp.async and mma.m16n8k16",
+        "  decode_f16_kvi8_d64_h8_s32x3_w12_flat_sm90",
+        "    2 CTAs of 384 threads, 182016 bytes of shared memory each",
+        "    tile: warps=12, stages=3, cta_s=32; row 1 of 3 of the shipped table",
+    ]
+    steps = json.loads(run(*EXPLAIN, "--seqlens-k", "4096", "--json")[1])["steps"]
+    assert [(s["kernel"], s["grid"]) for s in steps] == [("decode_f16_kvf16_d64_h8_s16x3_w12_flat_sm90", 2)]
+    assert steps[0]["row"].endswith("; row 1 of 2 of the shipped table")
+    assert "NumPy" in run(*EXPLAIN[:-1], "cpu", "--seqlens-k", "4096")[1]
+    assert not home.exists(), "nothing is compiled"
+
+
+def test_tune_shows_the_shipped_table(home: Path, run) -> None:
+    status, out, _ = run("tune", "--show", "--device", "interpreter:sm_86")
+    assert status == 0
+    assert out.splitlines()[0] == "interpreter:sm_86: no GPU of its own, sm_86"
+    assert "prefill d128 16-bit     q128_s64x2_w4_c1_p8     row 3 of 3 of the shipped table" in out.splitlines()
+    report = json.loads(run("tune", "--show", "--device", "interpreter:sm_70", "--json")[1])
+    assert {row["op"] for row in report["rows"]} == {"decode", "prefill"}
+    assert not home.exists()

@@ -1,0 +1,97 @@
+"""Launches: what the driver is told, and that kernels which may start early wait before they touch memory."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import threading
+from typing import Any
+
+import pytest
+
+from pagedattn import nvrtc, render
+from pagedattn.devices.launch import Config, Launcher, may_overlap
+from pagedattn.params import STRUCT_BYTES
+from pagedattn.spec import KernelSpec
+
+KERNELS = [
+    *(
+        KernelSpec(op=op, head_dim=64, arch="sm_90", kv_dtype=kv)
+        for op in ("decode", "prefill", "append", "gather")
+        for kv in (None, "int8")
+    ),
+    KernelSpec(op="decode", head_dim=64, arch="sm_90", fused=True),
+    KernelSpec(op="decode", head_dim=64, arch="sm_90", splits="cut"),
+    KernelSpec(op="varlen", head_dim=64, arch="sm_90"),
+    KernelSpec(op="merge", head_dim=64, arch="sm_90"),
+    KernelSpec(op="decode", head_dim=64, arch="sm_90", family="sm70"),
+]
+
+
+class Driver:
+    """Notes the last launch."""
+
+    status = 0
+
+    def __call__(self, config: int, function: int, pointers: int, extra: int) -> int:
+        self.config, self.function, self.extra = Config.from_address(config), function, extra
+        argument = ctypes.cast(pointers, ctypes.POINTER(ctypes.c_void_p))[0]
+        assert argument is not None
+        self.argument = ctypes.string_at(argument, STRUCT_BYTES)
+        self.attributes = [tuple((ctypes.c_int * 3).from_address(self.config.attributes))] * self.config.num_attributes
+        return self.status
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_what_the_driver_is_told(overlapping: bool) -> None:
+    driver, bound = Driver(), []
+    launcher = Launcher(driver, RuntimeError, lambda: bound.append(threading.get_ident()), overlapping)
+    launcher.struct[:4] = b"what"
+    launcher.launch(1 << 40, 132, 384, 200_000, 1 << 45)
+    config = driver.config
+    assert (list(config.grid), list(config.block), config.shared_bytes, config.stream) == ([132, 1, 1], [384, 1, 1], 200_000, 1 << 45)
+    assert (driver.function, driver.extra, driver.argument[:5]) == (1 << 40, 0, b"what\0")
+    assert driver.attributes == ([(6, 0, 1)] if overlapping else [])  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, padding, 1
+    assert bound == [threading.get_ident()]
+
+
+def test_a_status_is_an_error() -> None:
+    driver = Driver()
+    launcher = Launcher(driver, RuntimeError, lambda: None, overlapping=True)
+    driver.status = 701
+    with pytest.raises(RuntimeError, match="701"):
+        launcher.launch(1, 1, 32, 0, 0)
+
+
+def test_each_thread_has_its_struct() -> None:
+    driver, found = Driver(), []
+    launcher = Launcher(driver, RuntimeError, lambda: found.append(None), overlapping=False)
+    launcher.struct[:1] = b"a"
+
+    def other() -> None:
+        launcher.struct[:1] = b"b"
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    launcher.launch(1, 1, 32, 0, 0)
+    assert driver.argument[:1] == b"a"
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(("arch", "driver", "may"), [(90, 12030, True), (120, 13000, True), (90, 12020, False), (89, 13000, False)])
+def test_who_may_overlap(arch: int, driver: int, may: bool) -> None:
+    assert may_overlap(arch, driver) is may
+
+
+@pytest.mark.parametrize("spec", KERNELS, ids=lambda spec: spec.name)
+def test_kernels_wait_before_they_touch_memory(spec: KernelSpec) -> None:
+    pytest.importorskip("cupy", reason="NVRTC comes with CuPy")
+    compiled: Any = nvrtc.compile(render.render(spec), spec.name, spec.arch, render.headers())
+    ptx = compiled.ptx if isinstance(compiled.ptx, str) else compiled.ptx.decode()
+    body = ptx[ptx.index(f".entry {spec.name}") :]
+    wait = body.index("griddepcontrol.wait;")
+    touched = re.search(r"\b(ld|st|atom|red|cp\.async|prefetch)(\.\w+)*\.global|\bprefetch\b|\bld\.volatile\b", body)
+    assert touched is not None
+    assert wait < touched.start()
+    assert not re.search(r"\bbra\b", body[:wait])  # every thread waits
