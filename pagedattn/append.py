@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pagedattn import checks
 from pagedattn.arrays import adopt, stream_of
 from pagedattn.checks import ROW_ALIGNMENT
@@ -69,7 +71,7 @@ def append(
     cp = checks.parallel(cp, cache, batch)
     if stream is None:
         stream = stream_of(k, cache.device)
-    elif cache.device.arch is None:
+    elif cache.device.array_type is np.ndarray:
         cache.device.using(stream)  # which refuses what is no stream, as a GPU does
     extras = None
     if not (k_bias is v_bias is rope is batch.finished is None):

@@ -41,7 +41,7 @@ class Batch(BlockTable):
         bool on the device is used as it is: what it holds when a kernel runs counts.
     unshared : bool
         That no block which takes a new token is in another sequence's row; `KVCache.extend` makes it so. A decode step may then write and
-        attend in one launch. Nobody looks whether it holds.
+        attend in one launch. Whether it holds is looked at on `cpu`, and with PAGEDATTN_CHECK=1.
     device : str or Device, optional
         Where the calls run. None: where `block_table` is, or for a host array the default device.
 

@@ -30,6 +30,8 @@ class BlockTable:
     max_blocks: int
     max_seqlen_k: int
     seqlens_k: Array
+    seqlens_q: Array  # of Batch, as the next one is
+    unshared: bool
     _checked: tuple[int, int, ContextParallel] | None  # block_len, blocks of the pool and rank for which the table is good
     _frozen: bool  # whether the table is the batch's own: nobody changes it behind a check
     _wide: Array | None  # the table as it came, if int32 cannot hold an entry
@@ -75,8 +77,23 @@ class BlockTable:
                 f"the used entries of `block_table` must lie in 0..{num_blocks - 1}, the pool's blocks; "
                 f"block_table[{b}, {i}] is {table[b, i]}, and sequence {b} has {lengths[b]} tokens in blocks of {layout.block_len}."
             )
+        if self.unshared:
+            self._check_unshared(table, used, lengths, layout.block_len)
         if self._frozen and self.finished is None:
             self._checked = (layout.block_len, num_blocks, cp)
+
+    def _check_unshared(self, table: Array, used: Array, lengths: Array, block_len: int) -> None:
+        """Refuse a table in which a block that takes a new token is used a second time."""
+        blocks, counts = np.unique(table[used], return_counts=True)
+        writing = np.flatnonzero(used.any(axis=1) & (self.seqlens_q > 0))
+        last = (lengths[writing] - 1) // block_len
+        shared = np.isin(table[writing, last], blocks[counts > 1])
+        if shared.any():
+            b, i = int(writing[shared][0]), int(last[shared][0])
+            raise ArgumentError(
+                "a batch may be `unshared` where no block that takes a new token is used a second time; "
+                f"block_table[{b}, {i}], {table[b, i]}, is. Leave `unshared` False."
+            )
 
     def pool_of(self, cache: KVCache) -> Any:
         """The memory that the table's entries count in: the cache's pool, or that of `from_block_ptrs`."""

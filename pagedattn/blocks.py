@@ -50,6 +50,8 @@ class Blocks(NamedTuple):
                 f"`cu_block_nums` must rise from 0 to at most the {len(pointers)} addresses of `block_ptrs`, one entry more than sequences;"
                 f" got {nums.tolist() if len(nums) < 9 else f'{len(nums)} entries from {nums[0]} to {nums[-1]}'}."
             )
+        if pointers.dtype.kind == "i" and (pointers < 0).any():
+            raise ArgumentError(f"`block_ptrs` must be addresses, 0 where there is no block; got {int(pointers.min())}.")
         addresses = pointers.astype(np.uint64)
         real = addresses[addresses != 0]
         if (real % _ALIGNMENT).any():

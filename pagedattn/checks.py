@@ -148,8 +148,9 @@ def workspace(given: Any, cache: KVCache, stream: Any = None) -> Any:
     found = adopt(given, cache.device, "workspace", stream=stream, written=True)
     if found.dtype != np.uint8 or found.ndim != 1 or not found.flags.c_contiguous:
         raise ArgumentError(f"`workspace` must be uint8 of one dimension, contiguous; got {found.dtype} {tuple(found.shape)}.")
-    if cache.device.arch is not None and cache.device.address(found) % ROW_ALIGNMENT:
-        raise ArgumentError(f"`workspace` must begin at a multiple of {ROW_ALIGNMENT} bytes; got {cache.device.address(found):#x}.")
+    address = found.ctypes.data if isinstance(found, np.ndarray) else cache.device.address(found)
+    if address % ROW_ALIGNMENT:
+        raise ArgumentError(f"`workspace` must begin at a multiple of {ROW_ALIGNMENT} bytes; got {address:#x}.")
     _require_writable(found, "workspace")
     return found
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pagedattn import arch as archs
 from pagedattn import params, tuned
+from pagedattn.errors import UnsupportedError
 from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.spec import SPLITS, KernelSpec, decode_heads
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pagedattn.problem import Problem
 
 _LOG2_E = 1.4426950408889634
+_MOST_UNITS = 1 << 31  # the kernel counts in 32 bits
 
 
 class Target(Protocol):
@@ -233,6 +235,13 @@ def plan_decode(
     packs = -(-group_size // heads)
     if num_splits == 0:
         spec = _spec("decode", layout, device, heads=heads, splits="flat", fused=fused)
+        assert spec.cta_s is not None
+        units = (cp.own(batch.total_k) // spec.cta_s + 2 * batch.batch_size) * layout.num_kv_heads * packs
+        if units >= _MOST_UNITS:
+            raise UnsupportedError(
+                f"decode's list of key tiles must stay below {_MOST_UNITS} entries, one for every {spec.cta_s} keys of every KV head (and "
+                f"pack of query heads); this batch has about {units}. Make several batches."
+            )
         grid = device.sm_count * (spec.min_ctas or 1)
         return spec, grid, packs, grid * spec.cta_pieces
     spec = _spec("decode", layout, device, heads=heads, splits="cut")

@@ -25,7 +25,7 @@ def jit_enabled() -> bool:
 
 
 def check_enabled() -> bool:
-    """True under PAGEDATTN_CHECK=1: calls on a GPU check block indices on the host before they launch."""
+    """True under PAGEDATTN_CHECK=1: calls on a GPU check block tables on the host before they launch."""
     return _flag("PAGEDATTN_CHECK", False)
 
 

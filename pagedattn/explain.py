@@ -15,7 +15,7 @@ from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, PagedAttnError
 from pagedattn.extras import resolve
-from pagedattn.fusion import fuses
+from pagedattn.fusion import why_not
 from pagedattn.layout import BlockLayout
 from pagedattn.ops import paged_attention
 from pagedattn.parallel import WHOLE, ContextParallel
@@ -85,7 +85,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, **keywords: Any) -> Explanatio
     Raises
     ------
     ArgumentError
-        What the call would refuse, and keywords that it does not have.
+        What the call would refuse, but for the size of a workspace, and keywords that it does not have.
 
     Examples
     --------
@@ -159,7 +159,8 @@ def explain_shape(
     heads = whole(num_heads)
     if heads is None or heads < 1:
         raise ArgumentError(f"`num_heads` must be a positive integer; got {num_heads!r}.")
-    return explain(cache.device.zeros((batch.num_tokens, heads, head_dim), dtypes.of(dtype).numpy), cache, batch)
+    row = cache.device.zeros((1, heads, head_dim), dtypes.of(dtype).numpy)  # one stands for all: nothing is read
+    return explain(np.broadcast_to(row, (batch.num_tokens, heads, head_dim)), cache, batch)
 
 
 class _Call(NamedTuple):
@@ -215,12 +216,15 @@ def _checked(q: Any, cache: KVCache, batch: Batch, **given: Any) -> _Call:
         checks.lse(given["lse"], cache, rows.shape[:2], stream)
     if given["workspace"] is not None:
         checks.workspace(given["workspace"], cache, stream)
-    appends = ["writes the rows of k and v"] if k is not None else []
+    biased = "adds biases to and " if not (given["k_bias"] is given["v_bias"] is None) else ""
+    appends = [f"{biased}writes the rows of k and v"] if k is not None else []
     if extras.prepares("attention"):
         appends.append("turns, biases or scales the queries")
     masked, adjusted = extras.mask is not None, cap is not None or extras.adjusts
-    fused = k is not None and fuses(device, cache.layout, rows.shape[1], batch, splits, extras, cp)  # type: ignore[arg-type]
-    return _Call(rows.shape[1], splits, masked, adjusted, " and ".join(appends), cp, fused)
+    hindered = why_not(device, cache.layout, rows.shape[1], batch, splits, extras, cp) if k is not None else "no rows"  # type: ignore[arg-type]
+    if k is not None and hindered:
+        appends[0] += f" (not decode, as {hindered})"
+    return _Call(rows.shape[1], splits, masked, adjusted, " and ".join(appends), cp, not hindered)
 
 
 def _row(spec: KernelSpec, device: Device) -> str:

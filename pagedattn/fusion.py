@@ -21,18 +21,35 @@ _MOST_A_WARP = 2  # new rows that a warp writes before it attends; more of them 
 def fuses(
     device: Target, layout: BlockLayout, num_heads: int, batch: Batch, num_splits: int, extras: Extras | None, cp: ContextParallel | None
 ) -> bool:
-    """Whether decode's launch writes the new rows itself, which saves append's.
+    """Whether decode's launch writes the new rows itself, which saves append's."""
+    return not why_not(device, layout, num_heads, batch, num_splits, extras, cp)
+
+
+def why_not(
+    device: Target, layout: BlockLayout, num_heads: int, batch: Batch, num_splits: int, extras: Extras | None, cp: ContextParallel | None
+) -> str:
+    """What keeps decode's launch from writing the new rows itself; "" where nothing does.
 
     Each row is written by the warp that reads it, so no other may: not that of a second pack of heads, nor that of another sequence which
     has the block as well.
     """
-    if not batch.unshared or num_splits or batch.num_prefill or not batch.num_decode or device.arch is None or device.source is None:
-        return False
-    if (cp is not None and cp.size > 1) or (extras is not None and (extras.reshapes or extras.mask is not None)):
-        return False
+    if not batch.unshared:
+        return "the batch is not `unshared`"
+    if num_splits:
+        return "`num_splits` cuts sequences"
+    if batch.num_prefill or not batch.num_decode:
+        return "not every sequence has one query"
+    if device.arch is None or device.source is None:
+        return "NumPy computes"
+    if cp is not None and cp.size > 1:
+        return "ranks share the keys"
+    if extras is not None and (extras.reshapes or extras.mask is not None):
+        return "rows change on their way or a mask is read"
     kinds = layout.dtype, str(layout.kv_dtype), layout.head_dim, device.arch.name, device.source.name
     most = _most_fused(*kinds, device.sm_count, num_heads // layout.num_kv_heads)
-    return batch.num_decode * layout.num_kv_heads <= most
+    if not most:
+        return "several packs of heads read each row, or the SM70 family does"
+    return "" if batch.num_decode * layout.num_kv_heads <= most else "append writes so many rows sooner"
 
 
 @cache

@@ -148,7 +148,7 @@ def paged_attention(
     causal, return_lse = flag(causal, "causal"), return_lse or cp is not None
     if stream is None:
         stream = stream_of(q, device)
-    elif device.arch is None:
+    elif device.array_type is np.ndarray:
         device.using(stream)  # which refuses what is no stream, as a GPU does
     rows = adopt(q, device, "q", stream=stream)
     if rows is not q and batch.finished is None:

@@ -82,9 +82,8 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
         for (; !place.done(); place.leave(p, end)) {
             if (place.entered()) {
                 int heads;
-                const int lane = opaque(lane_id);  // nothing of this is worth a register of the loop
                 const T* const q = query_of(p, place, heads);
-                Impl::LoadQ(query, smem_q, q, heads, p, lane / 4, lane % 4);
+                Impl::LoadQ(query, smem_q, q, heads, p, lane_id / 4, lane_id % 4);
             }
             state.Clear();
             const int first = place.tile;

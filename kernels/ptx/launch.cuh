@@ -1,4 +1,4 @@
-// PTX ISA 9.7.14 griddepcontrol: programmatic dependent launch, from sm_90 on.
+// PTX ISA 9.7.14 griddepcontrol: programmatic dependent launch, from sm_90 on; 10.1 %tid.
 #pragma once
 
 #include "core/types.cuh"
@@ -17,4 +17,12 @@ DEVICE void admit_next_kernel()
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+
+// mov.u32 from %tid.x: the thread's number read again, where holding it would cost a main loop a register
+DEVICE int thread_again()
+{
+    int x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
 }

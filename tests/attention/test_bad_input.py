@@ -213,6 +213,31 @@ def test_block_index_out_of_range(setup: Setup, name: str, operation: str, monke
         calls[operation](batch=batch)
 
 
+@pytest.mark.parametrize(
+    ("table", "new", "good"),
+    [
+        ([[0, 1], [2, 3]], [1, 1], True),
+        ([[0, 1], [0, 2]], [1, 1], True),  # a prefix that both only read
+        ([[0, 1], [1, 2]], [1, 1], False),  # sequence 0 writes what sequence 1 reads
+        ([[0, 1], [2, 1]], [1, 1], False),  # both write it
+        ([[0, 1], [2, 1]], [0, 0], True),  # nobody writes
+        ([[0, 0], [2, 3]], [1, 1], False),
+    ],
+)
+def test_blocks_said_to_be_unshared(
+    setup: Setup, table: list[list[int]], new: list[int], good: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if setup.device.arch is not None:
+        monkeypatch.setenv("PAGEDATTN_CHECK", "1")
+    batch = pa.Batch(table, new, [20, 20], unshared=True, device=setup.device)
+    if good:
+        pa.gather(setup.cache, batch)
+        return
+    with pytest.raises(pa.ArgumentError, match=r"no block that takes a new token is used a second time; block_table\[0, 1\], [01], is\."):
+        pa.gather(setup.cache, batch)
+    assert setup.state() == setup.before
+
+
 @pytest.mark.parametrize("operation", ["attend", "append", "gather"])
 @pytest.mark.parametrize("entry", [2**40, -(2**33), 2**63])
 def test_block_index_beyond_int32(setup: Setup, entry: int, operation: str) -> None:

@@ -121,6 +121,7 @@ def test_blocks_of_the_callers(kv_dtype: str | None, device: str) -> None:
         ([4096, 8192], [0, 3], [1], "`cu_block_nums` must rise from 0 to at most the 2 addresses"),
         ([4096, 8192], [1, 0], [1], "`cu_block_nums` must rise"),
         ([4096, 8193], [0, 2], [1], "`block_ptrs` must be multiples of 16; got 0x2001"),
+        ([4096, -16], [0, 2], [1], "`block_ptrs` must be addresses, 0 where there is no block; got -16"),
         ([4096, 4112, 2**47], [0, 3], [1], r"`block_ptrs` must lie within 2\*\*31 times their greatest common distance"),
         ([4096], [0, 1], [1, 1], "`block_table` must have a row for each of the 2 sequences; got 1"),
         ([[4096]], [0, 1], [1], "`block_ptrs` must have the shape"),

@@ -11,6 +11,7 @@ import pytest
 import pagedattn as pa
 from pagedattn import arch, devices, nvrtc, tuning
 from pagedattn.devices.interpreter import InterpreterDevice
+from pagedattn.explain import explain_shape
 from pagedattn.footprint import STATIC_SHARED_BYTES
 from pagedattn.shipped import shipped
 from pagedattn.spec import KernelSpec
@@ -176,6 +177,38 @@ def test_cuda_13_compiles_for_turing_and_tells_who_compiles_for_volta(monkeypatc
 
 
 @pytest.mark.parametrize(
+    ("heads", "keywords", "unshared", "text"),
+    [
+        (8, {}, True, ""),
+        (8, {}, False, "the batch is not `unshared`"),
+        (8, {"num_splits": 2}, True, "`num_splits` cuts sequences"),
+        (8, {"rope": pa.Rope()}, True, "rows change on their way"),
+        (64, {}, True, "several packs of heads"),
+    ],
+)
+def test_explain_tells_what_keeps_a_step_from_being_one_launch(heads: int, keywords: dict[str, Any], unshared: bool, text: str) -> None:
+    cache = pa.KVCache(4, num_kv_heads=2, head_dim=64, block_len=16, device="interpreter:sm_90")
+    batch = pa.Batch([[0], [1]], [1, 1], [3, 5], unshared=unshared, device=cache.device)
+    k = np.zeros((2, 2, 64), np.float16)
+    steps = pa.explain(np.zeros((2, heads, 64), np.float16), cache, batch, k=k, v=k, **keywords).steps
+    assert [step.spec.op for step in steps if step.spec] == ["append"] * bool(text) + ["decode"]
+    assert (f"(not decode, as {text}" if text else "decode writes the rows of k and v") in steps[0].reason
+
+
+def test_a_list_of_tiles_that_32_bits_do_not_count_is_refused() -> None:
+    shape: dict[str, Any] = {"head_dim": 64, "block_len": 256, "device": "interpreter:sm_90"}
+    with pytest.raises(pa.UnsupportedError, match="list of key tiles must stay below 2147483648 entries, one for every 16 keys"):
+        explain_shape(num_heads=64, num_kv_heads=64, seqlens_k=[1 << 20] * 512, **shape)
+    assert explain_shape(num_heads=64, num_kv_heads=8, seqlens_k=[1 << 20] * 512, **shape).steps
+
+
+def test_a_shape_takes_no_memory() -> None:
+    shape: dict[str, Any] = {"num_heads": 64, "num_kv_heads": 8, "head_dim": 128, "device": "interpreter:sm_90"}
+    steps = explain_shape(**shape, seqlens_k=[10**9], seqlens_q=[10**9]).steps  # of queries alone 16 TB
+    assert [step.spec.op for step in steps if step.spec] == ["prefill"]
+
+
+@pytest.mark.parametrize(
     ("keywords", "text"),
     [
         ({}, ""),
@@ -183,8 +216,9 @@ def test_cuda_13_compiles_for_turing_and_tells_who_compiles_for_volta(monkeypatc
         ({"rope": pa.Rope()}, "it turns, biases or scales the queries, a CTA"),
         ({"logn_max_position": 8}, "it turns, biases or scales the queries, a CTA"),
         ({"q_bias": np.zeros((8, 64), np.float16)}, "it turns, biases or scales the queries, a CTA"),
-        ({"k": 1}, "it writes the rows of k and v, a CTA"),
-        ({"k": 1, "rope": pa.Rope()}, "it writes the rows of k and v and turns, biases or scales the queries, a CTA"),
+        ({"k": 1}, "it writes the rows of k and v (not decode, as not every sequence has one query), a CTA"),
+        ({"k": 1, "rope": pa.Rope()}, "one query) and turns, biases or scales the queries, a CTA"),
+        ({"k": 1, "k_bias": np.zeros((2, 64), np.float16)}, "it adds biases to and writes the rows of k and v"),
     ],
     ids=str,
 )

@@ -93,7 +93,7 @@ def test_a_tuned_row_says_when_keys_are_shared(home: Path) -> None:
     fewer = explain_shape(**SHAPE, kv_dtype="int8", seqlens_q=[2], seqlens_k=[1100], device=device())
     assert (plain.steps[0].grid, fewer.steps[0].grid) == (2, 2), "two multiprocessors leave no room to share"
     many = SimpleNamespace(arch=arch.parse(TARGET), source=arch.parse(TARGET), sm_count=132, model="")
-    batch: Any = SimpleNamespace(batch_size=1, max_seqlen_q=2, max_seqlen_k=1100)
+    batch: Any = SimpleNamespace(batch_size=1, max_seqlen_q=2, max_seqlen_k=1100, total_k=0)
     layout = pa.BlockLayout(2, 64, kv_dtype="int8")
     parts = {}
     for many.model in ("", GPU):
@@ -273,7 +273,7 @@ def test_workspace_bytes_holds_for_every_candidate(sm_count: int, target: str) -
             dispatch.spec_for.cache_clear()
             with tuned.trying(GPU, target, key, row):
                 for (new, length), bound in zip(lengths, bounds, strict=True):
-                    batch: Any = SimpleNamespace(batch_size=1, max_seqlen_q=new, max_seqlen_k=length)
+                    batch: Any = SimpleNamespace(batch_size=1, max_seqlen_q=new, max_seqlen_k=length, total_k=0)
                     if key.op == "decode":
                         spec, _, _, pieces = dispatch.plan_decode(gpu, layout, key.heads, batch, 0)
                     else:

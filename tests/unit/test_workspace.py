@@ -155,6 +155,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "workspace-list": ({"workspace": [0]}, "`workspace` must be an array"),
     "workspace-dtype": ({"workspace": np.zeros(4, np.float32)}, "`workspace` must be uint8 of one dimension"),
     "workspace-rank": ({"workspace": np.zeros((4, 4), np.uint8)}, "`workspace` must be uint8 of one dimension"),
+    "workspace-odd": ({"workspace": np.zeros(1 << 23, np.uint8)[1:]}, "`workspace` must begin at a multiple of 16 bytes"),
+    "stream": ({"stream": "x"}, "`stream` must be an address, a CuPy or PyTorch stream"),
     "workspace-strided": ({"workspace": np.zeros(8, np.uint8)[::2]}, "`workspace` must be uint8 of one dimension, contiguous"),
     "lse-shape": ({"lse": np.zeros((2, 4), np.float32)}, r"`lse` must be float32 \(1, 4\)"),
     "lse-dtype": ({"lse": np.zeros((1, 4))}, "`lse` must be float32"),
@@ -164,10 +166,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 WRONG["lse-read-only"][0]["lse"].flags.writeable = False
 
 
+@pytest.mark.parametrize("device", ["cpu", "interpreter"])
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_ones_are_refused(name: str) -> None:
+def test_wrong_ones_are_refused(name: str, device: str) -> None:
     changes, text = WRONG[name]
-    cache = pa.KVCache(4, num_kv_heads=1, head_dim=64, block_len=16, device="cpu")
+    cache = pa.KVCache(4, num_kv_heads=1, head_dim=64, block_len=16, device=device)
     batch = cache.extend([cache.new_sequence()], [1])
     cache.pool[...] = 7
     q, k = np.ones((1, 4, 64), np.float16), np.ones((1, 1, 64), np.float16)
