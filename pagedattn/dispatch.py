@@ -68,6 +68,7 @@ def spec_for(
     """The spec of an operation that target `source` ships, compiled for `arch`; on GPUs called `model` with the row tuned there."""
     of = archs.parse(source)
     mma = of.mma if op in ("decode", "prefill", "varlen") else None
+    model = "" if splits == "cut" else model  # results of "fixed:N" must not change with what was tuned
     spec = KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits, adjusted=adjusted, fused=fused)
     return tuned.taken(spec, model)
 
@@ -244,9 +245,8 @@ def plan_decode(
         grid = device.sm_count * (spec.min_ctas or 1)
         return spec, grid, packs, grid * spec.cta_pieces
     spec = _spec("decode", layout, device, heads=heads, splits="cut")
-    places = num_splits if num_splits > 0 else max(1, -(-cp.own(batch.max_seqlen_k) // -num_splits))
-    items = batch.batch_size * layout.num_kv_heads * packs * places
-    return spec, -(-items // (spec.warps or 1)), packs, places
+    grid = device.sm_count * (spec.min_ctas or 1)
+    return spec, grid, packs, spec.group_places(num_splits, cp.own(batch.max_seqlen_k))
 
 
 def plan_prefill(
@@ -279,10 +279,10 @@ def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
         device, problem.layout, values["group_size"], problem.batch, problem.num_splits, problem.cp, problem.k is not None
     )
     segments = problem.batch.batch_size * problem.layout.num_kv_heads * packs
-    pieces = places if problem.num_splits == 0 else places * segments
     splits = problem.num_splits
+    room = spec.cut_bytes(grid, segments, places) if splits else places * spec.piece_bytes
     packed = params.pack(**values, head_packs=packs, num_splits=splits, max_splits=places if splits else 0)
-    return Launch(spec, grid, packed, pieces * spec.piece_bytes, segments)
+    return Launch(spec, grid, packed, room, segments)
 
 
 def _prefill(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:

@@ -7,6 +7,7 @@ from pagedattn import dtypes
 
 TILED = ("prefill", "varlen")  # CTAs that own a tile of queries
 STATIC_SHARED_BYTES = 2048  # what the templates declare statically never passes this; the tests compare it with ptxas
+GROUP_KEYS = 512  # decode with cuts: the most keys that are summed up before they meet others
 _LINE_BYTES = 128
 _PROBABILITY_ROW_BYTES = 96  # of one head in m8n8k4's decode: 32 keys in T, and what keeps rows in different banks
 
@@ -96,13 +97,64 @@ class Footprint:
             return 0
         if self.family == "sm80":
             return 2
-        room = min(self.generation.cta_shared_bytes, archs.parse(self.arch).cta_shared_bytes) - STATIC_SHARED_BYTES
         slot = (self.cta_s or 0) * (self.row_bytes + (8 if self.quantised else 0))
         for pieces in (2, 1):
             own = _lines(max(slot, self.piece_bytes)) + (pieces - 1) * self.piece_bytes + self.private_bytes
-            if (self.warps or 0) * own <= room:
+            if (self.warps or 0) * own <= self._room:
                 return pieces
         return 0
+
+    @property
+    def group_keys(self) -> int:
+        """Decode, cut: the most keys of a group; longer cuts are made of several."""
+        return GROUP_KEYS
+
+    @property
+    def part_keys(self) -> int:
+        """Decode, cut: keys of a part, which is one warp's. Results depend on it: it must follow from nothing but the kinds of keys.
+
+        Small parts spread short work evenly, but each costs some 300 instructions, the work of 18 keys of int4.
+        """
+        return 256 if dtypes.of(self.kv_dtype).bits == 4 else 128
+
+    @property
+    def sum_bytes(self) -> int:
+        """Decode, cut: what a warp's lanes keep of a group while they compute its next part."""
+        return 4 * (self.heads or 0) * (self.head_dim + 16) if self.splits == "cut" else 0
+
+    @property
+    def shared_sums(self) -> bool:
+        """Decode, cut: whether shared memory holds the sums."""
+        own = self.ring_bytes + self.private_bytes + self.sum_bytes
+        return self.splits == "cut" and self.family == "sm80" and (self.warps or 0) * own <= self._room
+
+    @property
+    def warp_bytes(self) -> int:
+        """Decode, cut: a warp's workspace, for the parts of groups that it shares with others."""
+        return self.group_keys // self.part_keys * self.piece_bytes + (0 if self.shared_sums else self.sum_bytes)
+
+    def group_places(self, num_splits: int, keys: int) -> int:
+        """Decode, cut: the most groups of a segment of so many keys; `num_splits` as AttentionParams has it."""
+        tile, most = self.cta_s or 1, self.group_keys // (self.cta_s or 1)
+        tiles = max(1, -(-keys // tile))
+        if num_splits > 0:
+            longest = -(-tiles // num_splits)
+            return min(num_splits, tiles) * -(-longest // most)
+        cut = -num_splits // tile
+        groups = -(-cut // most)
+        last = tiles - 1
+        return last // cut * groups + last % cut // -(-cut // groups) + 1
+
+    def cut_bytes(self, grid: int, segments: int, places: int) -> int:
+        """Decode, cut: the workspace of a launch: a piece for every group, and what warps have for themselves."""
+        return segments * places * self.piece_bytes + grid * (self.warps or 0) * self.warp_bytes
+
+    @property
+    def query_base(self) -> int:
+        """Decode: where the warps' private bytes begin in shared memory."""
+        if self.splits == "cut":
+            return (self.warps or 0) * self.ring_bytes
+        return self.shared_bytes - (self.warps or 0) * self.private_bytes
 
     @property
     def cta_pieces(self) -> int:
@@ -117,11 +169,16 @@ class Footprint:
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a CTA."""
         if self.op == "decode":
-            pieces = self.piece_bytes if self.shared_pieces == 2 else 0
+            pieces = self.piece_bytes if self.shared_pieces == 2 else self.sum_bytes if self.shared_sums else 0
             return (self.warps or 0) * (self.ring_bytes + self.private_bytes + pieces)
         if self.op == "append":  # a warp's rows on their way through bias and rotation
             return 512 * (self.warps or 0) if self.quantised else 0
         return self.ring_bytes + self.query_bytes if self.op in TILED else 0
+
+    @property
+    def _room(self) -> int:
+        """Dynamic shared memory that a CTA may have."""
+        return min(self.generation.cta_shared_bytes, archs.parse(self.arch).cta_shared_bytes) - STATIC_SHARED_BYTES
 
     def _fits(self) -> bool:
         taken = self.shared_bytes + STATIC_SHARED_BYTES

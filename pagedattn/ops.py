@@ -99,8 +99,9 @@ def paged_attention(
         Where it goes; it is returned where `return_lse`.
     num_splits : int or "fixed:N", optional
         How decode cuts a sequence's keys for parallel work. None: one list of tiles, balanced over the GPU. An int: that many cuts.
-        "fixed:N": at every N keys (a multiple of 16; of 32 for int8 and int4, and on sm_70), whatever else is in the batch. Longer queries
-        are read by several CTAs only where num_splits is None and there are too few of them to fill the GPU.
+        "fixed:N": at every N keys (a multiple of 16; of 32 for int8 and int4, and on sm_70). A sequence that is cut has the same bits in
+        every batch, in every place of it, on GPUs of one kind however many multiprocessors they have. Longer queries are read by several
+        CTAs only where num_splits is None and there are too few of them to fill the GPU.
     workspace : uint8 array (at least `workspace_bytes(...)`), optional
         Memory for what CTAs share, zeroed once before its first call. Calls that use it must follow each other, as on one stream; they may
         be of any shapes. None: the device keeps one for each stream. With `out`, and `lse` if it is wanted, the call allocates nothing.

@@ -84,7 +84,7 @@ FIELDS = (
     Field("single_queries", "int", "1: prefill takes sequences with one query, too"),
     Field("window_size", "int", "keys that a query sees, itself included; 0: all"),
     Field("num_splits", "int", "decode with cuts: cuts of a sequence, or minus the keys of a cut; prefill, merge: parts"),
-    Field("max_splits", "int", "decode with cuts: places for pieces per segment"),
+    Field("max_splits", "int", "decode with cuts: places for groups of keys per segment"),
     Field(
         "cp_size",
         "int",

@@ -71,9 +71,8 @@ def workspace_bytes(
     batch: Any = SimpleNamespace(
         batch_size=batch_size, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, total_k=0
     )  # nobody says how many
-    spec, _, packs, places = dispatch.plan_decode(device, layout, num_heads // num_kv_heads, batch, cuts)
-    pieces = places * batch_size * num_kv_heads * packs if cuts else places
-    room = pieces * spec.piece_bytes
+    spec, grid, packs, places = dispatch.plan_decode(device, layout, num_heads // num_kv_heads, batch, cuts)
+    room = spec.cut_bytes(grid, batch_size * num_kv_heads * packs, places) if cuts else places * spec.piece_bytes
     if max_seqlen_q > 1 and not cuts:
         batch.batch_size, batch.max_seqlen_q = 1, 2  # the fewest query tiles: if their keys are not shared, no others' are
         spec, *_ = dispatch.plan_prefill(device, layout, num_heads, batch, 0)

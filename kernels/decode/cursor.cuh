@@ -36,6 +36,7 @@ struct Pack {
 
 template<class Params, int CTA_S>
 struct Cursor {
+    using Ahead = Cursor;
     int b, slot;      // sequence; segment within it: KV head * head_packs + pack
     int tile, tiles;  // tile within the segment, and how many there are
     int stop;         // tiles [tile, stop) of the segment are left to the warp; none: it is done
@@ -72,9 +73,16 @@ struct Cursor {
     DEVICE int units() const { return tiles > 0 ? tiles + kSegmentUnits : 0; }
 
     // The warp's range of units ends at `end`.
-    DEVICE void end_at(int end) { stop = min(tiles, end - start - kSegmentUnits); }
+    DEVICE void end_at(const Params&, int end) { stop = min(tiles, end - start - kSegmentUnits); }
+
+    // Before the first tile.
+    DEVICE void begin(const Params& p, int end) { end_at(p, end); }
 
     DEVICE bool done() const { return tile >= stop; }
+
+    // A piece ends here. Another begins at `leave`, of another segment: the queries change.
+    DEVICE bool paused() const { return done(); }
+    DEVICE bool entered() const { return true; }
 
     // The first tile that the window lets through.
     DEVICE int first() const { return low / CTA_S; }
@@ -91,15 +99,20 @@ struct Cursor {
     {
         if (stop == tiles) {
             enter_next(p);
-            end_at(end);
+            end_at(p, end);
         }
         if (done()) {
-            low = tile = stop = 0;  // a tile that surely exists, of whichever sequence
-            len = 1;
+            rest();
         }
     }
 
-private:
+    // On a tile that surely exists, of whichever sequence.
+    DEVICE void rest()
+    {
+        low = tile = stop = 0;
+        len = 1;
+    }
+
     DEVICE void enter_next(const Params& p)
     {
         tile = 0;

@@ -46,8 +46,8 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
         __syncwarp();
     }
 
-    // Walks the units [place, end) and calls finish(state, place, first tile of the piece) where a segment or the range ends; place.tile is
-    // then the end of the piece.
+    // Walks the units [place, end) and calls finish(state, place, first tile of the piece) where a piece, a segment or the range ends; place.tile
+    // is then the end of the piece.
     template<class Params, class Place, class Finish>
     DEVICE void operator()(const Params& p, Place place, int end, u32 smem_slot, u32 smem_q, int lane_id, Finish&& finish) const
     {
@@ -55,8 +55,8 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
         GmemIterV gmem_v;
         Impl::SetSmem(gmem_k, gmem_v, smem_slot);
 
-        place.end_at(end);
-        Place ahead = place;  // the tile to load
+        place.begin(p, end);
+        typename Place::Ahead ahead = place;  // the tile to load
         PrefetchQ(p, ahead, lane_id);
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
         cache.SetTile(ahead.first() + ahead.tile, ahead.len);
@@ -80,7 +80,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
         State state;
         typename Impl::Query query;
         for (; !place.done(); place.leave(p, end)) {
-            {
+            if (place.entered()) {
                 int heads;
                 const T* const q = query_of(p, place, heads);
                 Impl::LoadQ(query, smem_q, q, heads, p, lane_id / 4, lane_id % 4);
@@ -113,7 +113,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
                     Save(gmem_k, cache, frag_k, lane);
                 }
                 ++place.tile;
-            } while (!place.done());
+            } while (!place.paused());
             Impl::Finish(state);
             finish(state, place, first);
         }

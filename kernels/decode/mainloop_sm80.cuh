@@ -21,8 +21,8 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
 
     using State = typename Impl::Softmax::State;
 
-    // Walks the units [place, end) and calls finish(state, place, first tile of the piece) where a segment or the range ends; place.tile is
-    // then the end of the piece.
+    // Walks the units [place, end) and calls finish(state, place, first tile of the piece) where a piece, a segment or the range ends; place.tile
+    // is then the end of the piece.
     template<class Params, class Place, class Finish>
     DEVICE void operator()(const Params& p, Place place, int end, u32 smem_ring, u32 smem_q, int lane_id, Finish&& finish) const
     {
@@ -30,8 +30,8 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
         GmemIterV gmem_v;
         Impl::SetSmem(gmem_k, gmem_v, smem_ring);
 
-        place.end_at(end);
-        Place ahead = place;  // the tile to load
+        place.begin(p, end);
+        typename Place::Ahead ahead = place;  // the tile to load
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
         cache.SetTile(ahead.first() + ahead.tile, ahead.len);
         auto prefetch =
@@ -68,7 +68,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
         State state;
         typename Impl::Query query;
         for (u32 i = 0; !place.done(); place.leave(p, end)) {
-            {
+            if (place.entered()) {
                 int heads;
                 const T* const q = query_of(p, place, heads);
                 Impl::LoadQ(query, smem_q, q, heads, p, lane_id / 4, lane_id % 4);
@@ -89,7 +89,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
                 Impl::ComputeP(frag_p, frag_s, state, query, smem_q, slot, p, place, from, to, place.tile == first, g, t);
                 Impl::ComputePV(state, frag_p, smem_q, slot, from, to, g, t);
                 ++i, ++place.tile;
-            } while (!place.done());
+            } while (!place.paused());
             Impl::Finish(state);
             __syncwarp();  // the ring may become the piece's place
             finish(state, place, first);

@@ -1,51 +1,143 @@
-// The end of a cut: every piece goes to global memory, and the warp that brings a segment's last piece merges it.
+// Parts of keys become groups: in the warp that has them all, or at the end, where warps of a CTA share one; in the order of the keys.
 #pragma once
 
-#include "decode/pieces.cuh"
+#include "decode/cut_cursor.cuh"
+#include "decode/lane_sum.cuh"
 
-// Cut `cut` of a segment: tiles [begin, end) of `count` cuts that are not empty.
-struct Cut {
-    int begin, end, count;
+// Pieces in the workspace: a place for every group of every segment, then for each warp places for parts of groups that it shares with the
+// next warps (its own sum of the group's first parts in place 0, a later part in the place of its number) and, where shared memory has no
+// room for it, its sum.
+template<class P_, class Place_, int kWarps, int kPartTiles, int kParts, bool kSharedSums>
+struct CutMerge {
+    using P = P_;
+    using Place = Place_;
+    using Sum = LaneSum<P>;
+    static constexpr int kThreads = kWarps * kWarpSize;
+    static constexpr int kSumFloats = Sum::kFloats, kWarpFloats = kParts * P::kFloats + (kSharedSums ? 0 : kSumFloats);
 
-    template<class Params, class Place>
-    DEVICE Cut(const Params& p, const Place& c, int cut, int keys_of_tile)
+    struct Open {  // a group that a warp began and did not finish
+        int segment, index, groups, next, parts;
+        OutRows rows;
+    };
+    struct SharedStorage {
+        Open open[kWarps];
+        int found_end[kWarps];  // of the group that a warp found begun: past its last part
+    };
+
+    SharedStorage& shared;
+    float* own_sums;  // of the warps, where shared memory holds them
+
+    // No barrier follows: a warp clears and notes its own.
+    DEVICE void Begin(int warp, int lane) const
     {
-        if (p.num_splits > 0) {  // that many cuts of equal length
-            const int per = (c.tiles + p.num_splits - 1) / p.num_splits;
-            begin = min(cut * per, c.tiles);
-            end = min(begin + per, c.tiles);
-            count = (c.tiles + per - 1) / per;
+        if (lane == 0) {
+            shared.open[warp].parts = shared.found_end[warp] = 0;
         }
-        else {  // at multiples of -num_splits keys, whatever the batch
-            const int per = -p.num_splits / keys_of_tile, first = c.first(), base = first / per;
-            begin = min(max((base + cut) * per - first, 0), c.tiles);
-            end = min((base + cut + 1) * per - first, c.tiles);
-            count = (first + c.tiles + per - 1) / per - base;
+        __syncwarp();
+    }
+
+    template<class Params>
+    static DEVICE float* group_piece(const Params& p, int segment, int index)
+    {
+        return p.partial_o + ((i64)segment * p.max_splits + index) * P::kFloats;
+    }
+
+    template<class Params>
+    static DEVICE float* part_piece(const Params& p, int warp, int part)
+    {
+        const i64 groups = (i64)p.batch_size * Place::slots(p) * p.max_splits;
+        return p.partial_o + groups * P::kFloats + (i64)(blockIdx.x * kWarps + warp) * kWarpFloats + part * P::kFloats;
+    }
+
+    // Takes the part [first, c.tile) of a warp's walk.
+    template<class Params>
+    DEVICE void AddPart(const Params& p, const typename P::State& state, const Place& c, int first, int row) const
+    {
+        const int thread = opaque((int)threadIdx.x), warp = thread / kWarpSize, lane = thread % kWarpSize;
+        Sum sum(kSharedSums ? own_sums + warp * kSumFloats : part_piece(p, warp, kParts), lane);
+        if (Place::walk().begun && first > Place::walk().group.begin) {
+            sum.Add(state);
         }
+        else {
+            sum.Keep(state);
+        }
+        const auto& walk = Place::walk();
+        if (walk.begun && c.tile < min(walk.group.end, c.stop)) {
+            return;
+        }
+        const typename Place::CutsOf cuts(p, c);
+        const OutRows rows = OutRows::of<typename P::Impl>(p, c.b, c.slot, row);
+        const int segment = c.segment(p), index = cuts.index(first), groups = cuts.count();
+        const bool whole = walk.begun && c.tile == walk.group.end;
+        if (whole && groups == 1) {
+            P::StoreOut(p, sum, rows, lane);
+            return;
+        }
+        const int part = (first - walk.group.begin) / kPartTiles;
+        P::StorePiece(whole ? group_piece(p, segment, index) : part_piece(p, warp, walk.begun ? 0 : part), sum, rows.heads, lane);
+        if (lane == 0 && !whole) {
+            if (walk.begun) {
+                const int parts = (walk.group.end - walk.group.begin + kPartTiles - 1) / kPartTiles;
+                shared.open[warp] = Open{segment, index, groups, part + 1, parts, rows};
+            }
+            else {
+                shared.found_end[warp] = part + 1;
+            }
+        }
+    }
+
+    // Groups that warps of this CTA share: the sum of the first one's parts, then part by part.
+    template<class Params>
+    DEVICE void MergeGroups(const Params& p, int thread) const
+    {
+        const int lane = thread % kWarpSize, items = min(P::kHeads, p.group_size) * P::kQuads;
+        const u32 open = __ballot_sync(kFullWarp, lane < kWarps && shared.open[lane < kWarps ? lane : 0].parts > 0);
+#pragma unroll 1
+        for (int i = thread; i < __popc(open) * items; i += kThreads) {
+            u32 rest = open;
+            int item = i;
+            for (; item >= items; item -= items) {
+                rest &= rest - 1;
+            }
+            const int warp = __ffs(rest) - 1, head = item / P::kQuads, quad = item % P::kQuads;
+            const Open& o = shared.open[warp];
+            if (head >= o.rows.heads) {
+                continue;
+            }
+            const Merged sum = AddParts(p, o, warp, head, quad);
+            if (o.groups == 1) {
+                sum.template Store<P>(p, o.rows, head, quad);
+            }
+            else {
+                sum.template Keep<P>(group_piece(p, o.segment, o.index), head, quad);
+            }
+        }
+    }
+
+private:
+    // Of a group that `warp` began; the next warps have the other parts.
+    template<class Params>
+    DEVICE Merged AddParts(const Params& p, const Open& o, int warp, int head, int quad) const
+    {
+        Merged part[kParts];
+        part[0].template Load<P>(part_piece(p, warp, 0), head, quad);
+        int owner = warp + 1;
+#pragma unroll
+        for (int k = 1; k < kParts; ++k) {
+            part[k].Clear();
+            if (k >= o.next && k < o.parts) {
+                while (shared.found_end[owner] <= k) {
+                    ++owner;
+                }
+                part[k].template Load<P>(part_piece(p, owner, k), head, quad);
+            }
+        }
+#pragma unroll
+        for (int k = 1; k < kParts; ++k) {
+            if (k >= o.next && k < o.parts) {
+                part[0].Add(part[k]);
+            }
+        }
+        return part[0];
     }
 };
-
-template<class P, class Params>
-DEVICE void merge_cuts(const Params& p, const OutRows& rows, int segment, int count, int lane)
-{
-    __threadfence();
-    u32 arrived = 0;
-    __syncwarp();
-    if (lane == 0) {
-        arrived = atomicAdd(p.partial_count + segment, 1u) + 1;
-        __threadfence();
-    }
-    if (__shfl_sync(kFullWarp, arrived, 0) != (u32)count) {
-        return;
-    }
-    if (lane == 0) {
-        p.partial_count[segment] = 0;  // for the next launch
-    }
-    __threadfence();
-    const float* const first = p.partial_o + (i64)segment * p.max_splits * P::kFloats;
-    const PieceList pieces{first, first, P::kFloats, count};
-    for (int item = lane; item < rows.heads * P::kQuads; item += kWarpSize) {
-        const int head = item / P::kQuads, quad = item % P::kQuads;
-        add_pieces<P, true>(pieces, 0, 1, head, quad).template Store<P>(p, rows, head, quad);
-    }
-}

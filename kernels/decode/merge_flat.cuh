@@ -94,11 +94,7 @@ struct FlatMerge {
                 }
                 else {
                     float* const piece = p.partial_o + (i64)(blockIdx.x * 2 + which) * P::kFloats;
-                    *(float4*)(piece + head * P::kHeadDim + quad * 4) = sum.o;
-                    if (quad == 0) {
-                        P::m(piece, head) = sum.m;
-                        P::l(piece, head) = sum.l;
-                    }
+                    sum.template Keep<P>(piece, head, quad);
                 }
             }
             if (!whole && thread == kThreads - 1) {  // which most often has no item

@@ -82,7 +82,7 @@ template<class Mainloop, class Layout, class Params, class Place>
 DEVICE void write_new_rows(const Params& p, Place place, int end, int lane)
 {
     auto row_of = [&](const Place& at) { return NewRow<Layout>(p, at.b, at.slot, Mainloop::query_row(p, at.b), at.len - 1); };
-    place.end_at(end);
+    place.end_at(p, end);
     if (!ends_segment(place)) {
         return;
     }

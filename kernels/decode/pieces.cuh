@@ -45,8 +45,8 @@ struct Pieces {
     }
 
     // A whole segment: straight to out.
-    template<class Params>
-    static DEVICE void StoreOut(const Params& p, const State& s, const OutRows& rows, int lane_id)
+    template<class Params, class S>
+    static DEVICE void StoreOut(const Params& p, const S& s, const OutRows& rows, int lane_id)
     {
         const int lane = opaque(lane_id), g = lane / 4, t = lane % 4;  // nothing of this is worth a register of the main loop
 #pragma unroll
@@ -77,7 +77,8 @@ struct Pieces {
         }
     }
 
-    static DEVICE void StorePiece(float* piece, const State& s, int heads, int lane_id)
+    template<class S>
+    static DEVICE void StorePiece(float* piece, const S& s, int heads, int lane_id)
     {
         const int lane = opaque(lane_id), g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -124,22 +125,40 @@ struct Merged {
     {
         const float a = m == top ? 1.f : ex2(m - top);
         m = top;
-        l *= a;
-        o.x *= a;
-        o.y *= a;
-        o.z *= a;
-        o.w *= a;
+        l = __fmul_rn(l, a);  // not fused with what follows: sums of lanes (lane_sum.cuh) have the same bits
+        o.x = __fmul_rn(o.x, a);
+        o.y = __fmul_rn(o.y, a);
+        o.z = __fmul_rn(o.z, a);
+        o.w = __fmul_rn(o.w, a);
     }
 
     // Adds what is on the scale of other_m, which is not above m.
     DEVICE void Weigh(float other_m, float other_l, float4 other)
     {
         const float w = other_m == m ? 1.f : ex2(other_m - m);
-        l += w * other_l;
-        o.x += w * other.x;
-        o.y += w * other.y;
-        o.z += w * other.z;
-        o.w += w * other.w;
+        l = fmaf(w, other_l, l);
+        o.x = fmaf(w, other.x, o.x);
+        o.y = fmaf(w, other.y, o.y);
+        o.z = fmaf(w, other.z, o.z);
+        o.w = fmaf(w, other.w, o.w);
+    }
+
+    template<class P>
+    DEVICE void Load(const float* piece, int head, int quad)
+    {
+        o = *(const float4*)(piece + head * P::kHeadDim + quad * 4);
+        m = piece[P::kM + head];
+        l = piece[P::kL + head];
+    }
+
+    template<class P>
+    DEVICE void Keep(float* piece, int head, int quad) const
+    {
+        *(float4*)(piece + head * P::kHeadDim + quad * 4) = o;
+        if (quad == 0) {
+            P::m(piece, head) = m;
+            P::l(piece, head) = l;
+        }
     }
 
     DEVICE void Add(const Merged& other)
@@ -171,10 +190,9 @@ struct PieceList {
 
 // Adds pieces begin, begin + step, ... in this order; kAtOnce loads are in flight. Pieces of other CTAs, or of warps that no barrier binds, are
 // read past the L1 cache.
-template<class P, bool kOfOthers>
+template<class P, bool kOfOthers, int kAtOnce = 6>
 DEVICE Merged add_pieces(const PieceList& pieces, int begin, int step, int head, int quad)
 {
-    constexpr int kAtOnce = 6;
     auto load = [](const auto* x) { return kOfOthers ? __ldcg(x) : *x; };
     const int row = head * P::kHeadDim + quad * 4;
     Merged sum;

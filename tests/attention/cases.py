@@ -154,10 +154,13 @@ def _scores() -> Iterator[Case]:
 
 def _splits() -> Iterator[Case]:
     ragged: Lengths = ((1, 2000), (1, 3), (1, 300), (1, 256), (0, 40), (9, 50), (1, 257))
-    for splits in (1, 3, 64, "fixed:256", "fixed:32", "fixed:16"):
+    for splits in (1, 3, 64, "fixed:1024", "fixed:256", "fixed:96", "fixed:32", "fixed:16"):
         why = "more cuts than tiles, fewer, and cuts that fall on the sequence's end"
         yield Case(f"splits-{str(splits).replace(':', '')}", why, ragged, sinks=True, keywords={"num_splits": splits})
     yield Case("splits-window", "cuts that the window leaves without keys", ragged, keywords={"num_splits": 8, "window_size": 100})
+    for name, lengths in (("long", ((1, 9000), (1, 700))), ("many", ((1, 600), (1, 1), (1, 530)) * 40)):
+        why = "a segment that many CTAs share, and CTAs that finish many segments"
+        yield Case(f"splits-{name}", why, lengths, num_heads=8, num_kv_heads=2, keywords={"num_splits": "fixed:512", "window_size": 8999})
     yield Case("splits-group20", "packs of heads times cuts", ragged, num_heads=20, num_kv_heads=1, head_dim=64, keywords={"num_splits": 3})
 
 

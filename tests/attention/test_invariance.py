@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 
 import pagedattn as pa
+from pagedattn.devices.interpreter import InterpreterDevice
+from pagedattn.spec import KernelSpec
+from pagedattn.values import splits as cuts_of
+from pagedattn.workspace import COUNTER_BYTES
 from tests.attention import world
 from tests.attention.cases import Case
 from tests.attention.world import cache_of, make
@@ -16,7 +20,7 @@ DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.cuda))
 LENGTHS = ((1, 700), (1, 33), (1, 2100), (1, 256), (40, 300))
 
 
-def outputs(case: Case, device: str, sequences: list[int], **keywords: Any) -> list[bytes]:
+def outputs(case: Case, device: Any, sequences: list[int], **keywords: Any) -> list[bytes]:
     """The bytes of each chosen sequence's rows, when just these sequences are in the batch."""
     made = make(case)
     cache = cache_of(made, device)
@@ -28,13 +32,77 @@ def outputs(case: Case, device: str, sequences: list[int], **keywords: Any) -> l
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("splits", ["fixed:256", "fixed:16"])
-def test_fixed_splits_do_not_depend_on_the_batch(device: str, splits: str) -> None:
-    case = Case("invariance", "", LENGTHS)
-    together = outputs(case, device, [0, 1, 2, 3, 4], num_splits=splits)
-    for b in range(len(LENGTHS)):
-        assert outputs(case, device, [b], num_splits=splits) == [together[b]], f"sequence {b} alone"
-    assert outputs(case, device, [2, 0], num_splits=splits) == [together[2], together[0]]
+@pytest.mark.parametrize("kv_dtype", [None, "int8", "int4"])
+@pytest.mark.parametrize("keywords", [{}, {"window_size": 333}], ids=["plain", "window"])
+@pytest.mark.parametrize("splits", ["fixed:1024", "fixed:256", "fixed:96", "fixed:32", 3])
+def test_cuts_do_not_depend_on_the_batch(device: str, splits: str | int, keywords: dict[str, Any], kv_dtype: str | None) -> None:
+    case = Case("invariance", "", (*LENGTHS, (1, 255), (1, 257), (1, 96), (1, 1025)), kv_dtype=kv_dtype)
+    together = outputs(case, device, [*range(9)], num_splits=splits, **keywords)
+    for b in range(9):
+        assert outputs(case, device, [b], num_splits=splits, **keywords) == [together[b]], f"sequence {b} alone"
+    some = [8, 2, 5, 0, 2]
+    assert outputs(case, device, some, num_splits=splits, **keywords) == [together[b] for b in some]
+
+
+WINDOWED: dict[str, Any] = {"window_size": 300}
+CUTS = [
+    ("sm_80", None, {"num_splits": "fixed:256"}),
+    ("sm_80", None, {"num_splits": "fixed:1024", **WINDOWED}),
+    ("sm_80", None, {"num_splits": 3}),
+    ("sm_80", "int8", {"num_splits": "fixed:96", **WINDOWED}),
+    ("sm_80", "int8", {"num_splits": "fixed:1024"}),
+    ("sm_80", "int4", {"num_splits": "fixed:512"}),
+    ("sm_80", "int4", {"num_splits": "fixed:1184", **WINDOWED}),
+    ("sm_75", None, {"num_splits": "fixed:16"}),
+    ("sm_75", "int4", {"num_splits": "fixed:1024"}),
+    ("sm_70", None, {"num_splits": "fixed:256", **WINDOWED}),
+    ("sm_70", "int8", {"num_splits": "fixed:512"}),
+]
+
+
+@pytest.mark.parametrize(("target", "kv_dtype", "keywords"), CUTS, ids=str)
+def test_cuts_do_not_depend_on_the_gpu(target: str, kv_dtype: str | None, keywords: dict[str, Any]) -> None:
+    """Warps and CTAs meet in other parts of the sequences on a GPU of more multiprocessors, in another batch and in another order.
+
+    The sums of groups are compared as well: in float32, where 16 bits of the result hide what a few roundings change.
+    """
+    lengths = ((1, 1300), (1, 33), (1, 512), (1, 513), (1, 511), (1, 1))
+    case = Case("gpus", "", lengths, num_heads=8, num_kv_heads=2, head_dim=64, block_len=16, kv_dtype=kv_dtype)
+    found, sums = {}, {}
+    for sm_count in (1, 2, 5, 13):
+        device = InterpreterDevice(target)
+        device.sm_count = sm_count
+        sizes = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 64, "kv_dtype": kv_dtype, "num_splits": keywords["num_splits"]}
+        room = np.zeros(pa.workspace_bytes(batch_size=6, max_seqlen_k=1300, **sizes, arch=target, sm_count=sm_count), np.uint8)  # type: ignore[arg-type]
+        found[sm_count] = outputs(case, device, [*range(6)], workspace=room, **keywords)
+        spec = KernelSpec("decode", head_dim=64, kv_dtype=kv_dtype, arch=target, splits="cut")
+        places = 6 * 2 * spec.group_places(cuts_of(keywords["num_splits"]), 1300)
+        sums[sm_count] = room[COUNTER_BYTES : COUNTER_BYTES + places * spec.piece_bytes].tobytes()
+        assert any(sums[1])
+        assert found[sm_count] == found[1]
+        assert sums[sm_count] == sums[1]
+        for some in ([0], [4, 3], [5, 2, 0, 1]):
+            assert outputs(case, device, some, **keywords) == [found[1][b] for b in some]
+    balanced = outputs(case, device, [0], **{name: value for name, value in keywords.items() if name == "window_size"})
+    assert balanced != found[1][:1]  # the order of sums shows
+
+
+@pytest.mark.parametrize("device", ["interpreter", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("splits", ["fixed:64", 3])
+def test_cuts_of_a_batch_that_was_made_for_longer_sequences(device: str, splits: str | int) -> None:
+    """As a captured step is replayed: the room for groups is that of the longest sequences, whatever is assigned."""
+    case = Case("assigned", "", ((1, 700), (1, 90), (1, 400)), num_heads=4, num_kv_heads=1, head_dim=64, block_len=16)
+    made = make(case)
+    cache = cache_of(made, device)
+    q = cache.device.asarray(made.q)
+    room = pa.Batch(made.table, made.seqlens_q, made.seqlens_k, device=device)
+    pa.paged_attention(q, cache, room, num_splits=splits)
+    lengths = np.array([65, 90, 384])
+    shorter = pa.Batch(made.table, made.seqlens_q, lengths, device=device)
+    room.assign(shorter)
+    found, wanted = (cache.device.to_host(pa.paged_attention(q, cache, batch, num_splits=splits)) for batch in (room, shorter))
+    assert room.max_seqlen_k == 700
+    assert found.tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -11,6 +11,7 @@ import pagedattn as pa
 from pagedattn import arch as archs
 from pagedattn import dispatch, workspace
 from pagedattn.problem import Problem
+from pagedattn.spec import KernelSpec
 from pagedattn.values import splits
 from tests.attention import test_attention
 from tests.attention.cases import Case
@@ -58,6 +59,25 @@ def test_it_is_a_bound_that_is_reached(sm_count: int, num_splits: int | str | No
         workspace.require(workspace.COUNTER_BYTES, dispatch.select(problem_with_one_token(layout, cuts), Gpu(sm_count)))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("kv_dtype", "tile"), [(None, 16), ("int4", 32)])
+def test_every_group_has_its_place(kv_dtype: str | None, tile: int) -> None:
+    """As many places as groups that a sequence of some length, or what a window leaves of it, can have; reached by the longest."""
+    spec, rng = KernelSpec("decode", kv_dtype=kv_dtype, splits="cut"), np.random.default_rng(1)
+    most = spec.group_keys // tile
+    for cuts in (1, 3, 64, 1024, *(-tile * n for n in (1, 3, 5, 16, 31, 32, 33, 40, 64, 1000))):
+        for longest in (1, 17, 500, 512, 513, 5000, 40001):
+            found = []
+            for length in (longest, *rng.integers(1, longest + 1, 20).tolist()):
+                for low in (0, int(rng.integers(0, length))):
+                    first, end = low // tile, -(-length // tile)
+                    cut = -(-(end - first) // cuts) if cuts > 0 else -cuts // tile
+                    group = -(-cut // -(-cut // most))
+                    origin = first if cuts > 0 else 0
+                    found.append(len({((t - origin) // cut, (t - origin) % cut // group) for t in range(first, end)}))
+            assert max(found) <= spec.group_places(cuts, longest)
+            assert cuts > 0 or found[0] == spec.group_places(cuts, longest)
+
+
 def problem_with_one_token(layout: pa.BlockLayout, num_splits: int) -> Problem:
     batch = pa.Batch(np.zeros((1, 313), np.int32), [1], [20000], device="cpu")
     q = np.broadcast_to(np.float16(0), (1, 32, 128))
@@ -95,8 +115,8 @@ def test_sizes_are_checked(changes: dict[str, Any], text: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "interpreter"])
-@pytest.mark.parametrize("num_splits", [None, 3])
-def test_a_call_uses_what_it_is_given(device: str, num_splits: int | None) -> None:
+@pytest.mark.parametrize("num_splits", [None, 3, "fixed:32"])
+def test_a_call_uses_what_it_is_given(device: str, num_splits: int | str | None) -> None:
     """A workspace of NaN behind zeroed counters, of exactly the size; the counters are zero again after it."""
     keywords = {} if num_splits is None else {"num_splits": num_splits}
     case = Case("workspace", "", ((1, 200), (1, 1), (1, 40)), head_dim=64, num_heads=4, num_kv_heads=1, block_len=16, keywords=keywords)
