@@ -152,7 +152,7 @@ PREFILL: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
     (192, False): (PrefillTile(8, 128, 64, 1), PrefillTile(4, 64, 32, 1)),
     (256, False): (PrefillTile(8, 128, 64, 1), PrefillTile(8, 128, 32, 1), PrefillTile(4, 64, 32, 1)),
     (64, True): (PrefillTile(8, 256, 64, 1),),
-    (96, True): (PrefillTile(8, 256, 64, 1), PrefillTile(8, 256, 64, 1, stages=1), PrefillTile(4, 128, 64, 1)),
+    (96, True): (PrefillTile(8, 256, 64, 1), PrefillTile(8, 256, 64, 1, stages=1)),
     (128, True): (PrefillTile(8, 256, 64, 1), PrefillTile(4, 128, 64, 1, stages=1)),
     (192, True): (PrefillTile(8, 128, 64, 1), PrefillTile(8, 128, 64, 1, stages=1), PrefillTile(4, 64, 32, 1)),
     (256, True): (PrefillTile(8, 128, 64, 1), PrefillTile(8, 128, 64, 1, stages=1), PrefillTile(4, 64, 32, 1, stages=1)),
