@@ -87,7 +87,7 @@ private:
     DEVICE void AddAlone(const Params& p, int segment, int groups, const OutRows& rows, int items, int lane) const
     {
 #pragma unroll 1
-        for (int item = lane; item < items; item += kWarpSize) {
+        for (int item = lane; item < min(items, rows.heads * P::kQuads); item += kWarpSize) {
             Merged sum;
 #pragma unroll 1
             for (int team = 0; team < teams(items); ++team) {
@@ -99,9 +99,7 @@ private:
                     sum.Add(more);
                 }
             }
-            if (item / P::kQuads < rows.heads) {
-                sum.template Store<P>(p, rows, item / P::kQuads, item % P::kQuads);
-            }
+            sum.template Store<P>(p, rows, item / P::kQuads, item % P::kQuads);
         }
     }
 
@@ -133,11 +131,14 @@ private:
             for (; item >= items && count > 1; item -= items) {
                 ++team;
             }
+            if (item / P::kQuads >= left.rows.heads) {
+                continue;  // nobody wrote it
+            }
             const Merged sum = add_team(p, left.segment, left.groups, team, count, item);
             if (count > 1) {
                 sums[i] = sum;
             }
-            else if (item / P::kQuads < left.rows.heads) {
+            else {
                 sum.template Store<P>(p, left.rows, item / P::kQuads, item % P::kQuads);
             }
         }

@@ -43,7 +43,8 @@ def test_nothing_is_allocated_within_a_call(num_splits: Any) -> None:
     batch = cache.extend(sequences, [1] * 3)
     q, k = cupy.ones((3, 8, 64), np.float16), cupy.ones((3, 2, 64), np.float16)
     out, lse = cupy.empty_like(q), cupy.empty((3, 8), np.float32)
-    workspace = cupy.zeros(1 << 22, np.uint8)
+    wanted = pa.workspace_bytes(cache.layout, 8, batch_size=3, max_seqlen_k=301, num_splits=num_splits)
+    workspace = cupy.zeros(wanted, np.uint8)
 
     def call() -> None:
         pa.paged_attention(q, cache, batch, k=k, v=k, out=out, lse=lse, return_lse=True, num_splits=num_splits, workspace=workspace)
