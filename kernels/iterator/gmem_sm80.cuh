@@ -85,7 +85,7 @@ private:
 };
 
 // One warp copies a tile of one part or two that lie whole in one block each, every row of it: what lies past the end of the sequence is
-// masked when it is used.
+// masked when it is used. Most keys are read once a launch: L2 keeps what is read by many instead, as code, block tables and pieces.
 template<class T, class Map, class SmemLayout, int Index>
 struct Sm80WarpGmemIterator: BaseGmemIterator<T, Map, SmemLayout> {
     // `joined`: cache.Joined(), asked once for all that a tile consists of.
@@ -105,7 +105,7 @@ struct Sm80WarpGmemIterator: BaseGmemIterator<T, Map, SmemLayout> {
         for (int i = 0; i < Map::kIterS; ++i) {
             if (Map::active(Map::index(lane, i))) {
                 const char* const src = Map::index(lane, i) < kPartChunks ? first : second;
-                cp_async_16(SmemLayout::copy_step(tile, dst, lane, i), src + i * kWarpSize * kChunkBytes);
+                cp_async_16(SmemLayout::copy_step(tile, dst, lane, i), src + i * kWarpSize * kChunkBytes, evict_first_policy());
             }
         }
     }
@@ -131,7 +131,8 @@ struct Sm80WarpParamIterator {
             if (!joined && mine >= kPartLanes) {
                 k = cache.template OffsetPtr<kKeyParam>(CacheIter::kPartRows * kLast, (mine - kPartLanes) * kChunkBytes);
             }
-            cp_async_16(smem_ + slot + lane * kChunkBytes, k + (lane < kLanes ? 0 : cache.block_head_.layout.v_param_offset));
+            cp_async_16(smem_ + slot + lane * kChunkBytes, k + (lane < kLanes ? 0 : cache.block_head_.layout.v_param_offset),
+                        evict_first_policy());
         }
     }
 };

@@ -1,4 +1,4 @@
-// PTX ISA 9.7.9.25.3 cp.async: 16 bytes from global to shared memory, past the registers and L1.
+// PTX ISA 9.7.9.25.3 cp.async: 16 bytes from global to shared memory, past the registers and L1; 9.7.9.17 createpolicy.
 #pragma once
 
 #include "core/family_sm80.cuh"
@@ -10,7 +10,21 @@ DEVICE void cp_async_16(u32 dst, const void* src)
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
 }
 
-// The same with a source size: 0 bytes are read and 16 zeros written where `valid` is false.
+// createpolicy.fractional.L2::evict_first.b64: for what is read once; L2 gives it up before anything else
+DEVICE u64 evict_first_policy()
+{
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+// cp.async.cg.shared.global.L2::cache_hint.L2::128B [dst], [src], 16, policy
+DEVICE void cp_async_16(u32 dst, const void* src, u64 policy)
+{
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "l"(policy) : "memory");
+}
+
+// cp.async.cg.shared.global.L2::128B [dst], [src], 16, source size: 0 bytes are read and 16 zeros written where `valid` is false.
 DEVICE void cp_async_16_zfill(u32 dst, const void* src, bool valid)
 {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(valid ? 16 : 0) : "memory");

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pagedattn.ptx.isa import SIZES, TYPES, Coder
-from pagedattn.ptx.program import Address, Imm, Instruction, Operand, Symbol
+from pagedattn.ptx.program import Address, Imm, Instruction, Operand, Reg, Symbol
 
 COLLECTIVE = ("shfl", "vote", "redux", "ldmatrix", "movmatrix", "mma", "match")
 _SPACES = ("global", "shared", "local", "param", "const")
@@ -46,6 +46,8 @@ def code(c: Coder, i: Instruction) -> str | None:
         return _atomic(c, i)
     if name == "cp":
         return _copy(c, i)
+    if name == "createpolicy":
+        return _policy(c, i)
     if i.op[:2] == ("bar", "warp"):
         return f"m.warp_barrier({_mask(c, i.operands[0])}, {c.keep(i)}, w)"
     if name == "activemask":
@@ -128,11 +130,22 @@ def _copy(c: Coder, i: Instruction) -> str:
         raise ValueError("this copy is not defined")
     if any(not p.startswith("L2::") for p in i.op[5:]):
         raise ValueError("this modifier is not defined")
-    size = i.operands[2]
+    size, *rest = i.operands[2:]
+    if "L2::cache_hint" in i.op:
+        policy = rest.pop() if rest else None
+        if not isinstance(policy, Reg) or SIZES[policy.kind] != 8:
+            raise ValueError("a cache hint wants a policy, 64 bits of a register")
     if not isinstance(size, Imm) or size.value not in ((16,) if i.op[2] == "cg" else (4, 8, 16)):
         raise ValueError("the size of a cp.async is 4, 8 or 16")
-    valid = f"broadcast({c.use(i.operands[3], 'u4')}, w.n)" if len(i.operands) > 3 else "None"
+    valid = f"broadcast({c.use(rest[0], 'u4')}, w.n)" if rest else "None"
     return f"m.copy({_place(c, i.operands[0])}, {_place(c, i.operands[1])}, {int(size.value)}, {valid}, {c.keep(i)}, w)"
+
+
+def _policy(c: Coder, i: Instruction) -> str:
+    """A cache policy. Its bits are the target's own affair, and where data stays does not change what a kernel computes."""
+    if i.op[1:] != ("fractional", "L2::evict_first", "b64"):
+        raise ValueError("this policy is not defined")
+    return c.put(i.operands[0], c.constant(0, "u8"), "u8")
 
 
 def _mask(c: Coder, x: Operand) -> str:

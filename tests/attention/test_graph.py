@@ -43,7 +43,9 @@ def test_nothing_is_allocated_within_a_call(num_splits: Any) -> None:
     batch = cache.extend(sequences, [1] * 3)
     q, k = cupy.ones((3, 8, 64), np.float16), cupy.ones((3, 2, 64), np.float16)
     out, lse = cupy.empty_like(q), cupy.empty((3, 8), np.float32)
-    wanted = pa.workspace_bytes(cache.layout, 8, batch_size=3, max_seqlen_k=301, num_splits=num_splits)
+    sizes = {"batch_size": 3, "num_heads": 8, "num_kv_heads": 2, "head_dim": 64, "max_seqlen_k": 301}
+    gpu = {"arch": cache.device.arch.name, "sm_count": cache.device.sm_count}
+    wanted = pa.workspace_bytes(**sizes, num_splits=num_splits, **gpu)  # type: ignore[arg-type]
     workspace = cupy.zeros(wanted, np.uint8)
 
     def call() -> None:
