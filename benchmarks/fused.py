@@ -47,10 +47,8 @@ def _steps(work: Workload) -> tuple[Any, Any]:
     rng, element = cp.random.default_rng(2), dtypes.of(layout.dtype).numpy
     k, v = (rng.standard_normal((tokens, layout.num_kv_heads, layout.head_dim), dtype=cp.float32).astype(element) for _ in "kv")
     batch = work.batch
-    batches = [
-        pa.Batch(batch.block_table, batch.seqlens_q, batch.seqlens_k, unshared=unshared, device=work.cache.device)
-        for unshared in (False, True)
-    ]
+    batches = [pa.Batch(batch.block_table, batch.seqlens_q, batch.seqlens_k, disjoint=True, device=work.cache.device) for _ in range(2)]
+    batches[0].unshared = False  # as if two sequences had a last block in common: append's launch comes first then
 
     def step(i: int, which: int) -> None:
         pa.paged_attention(work.q, work.cache, batches[which], k=k, v=v, layer=i % work.layers, out=work.out)

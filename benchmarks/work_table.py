@@ -114,7 +114,7 @@ class Workload:
             table[b, :n] = order[at : at + n]
             at += n
         self.table = table
-        self.batch = pa.Batch(table, row.seqlens_q, row.seqlens_k, device=device)
+        self.batch = pa.Batch(table, row.seqlens_q, row.seqlens_k, disjoint=True, device=device)
         everything = pa.Batch(table, row.seqlens_k, row.seqlens_k, device=device)
         element = dtypes.of(dtype).numpy
         rng = cp.random.default_rng(0)

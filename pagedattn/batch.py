@@ -42,6 +42,9 @@ class Batch(BlockTable):
     unshared : bool
         That no block which takes a new token is in another sequence's row; `KVCache.extend` makes it so. A decode step may then write and
         attend in one launch. Whether it holds is looked at on `cpu`, and with PAGEDATTN_CHECK=1.
+    disjoint : bool
+        That no block at all is in two rows, not even of a common prefix: `unshared`, too. A hint that makes decode faster: the GPU's L2 cache
+        then keeps what is read more than once. Where it is wrong, results are right and time is lost.
     device : str or Device, optional
         Where the calls run. None: where `block_table` is, or for a host array the default device.
 
@@ -61,7 +64,7 @@ class Batch(BlockTable):
         On the device.
     blocks : Blocks or None
         Where the blocks are, if not in a cache's pool: `from_block_ptrs`.
-    unshared : bool
+    unshared, disjoint : bool
     plans : Plans
         What calls have left for the next of their kind.
 
@@ -84,6 +87,7 @@ class Batch(BlockTable):
         "batch_size",
         "cu_seqlens_k",
         "cu_seqlens_q",
+        "disjoint",
         "max_seqlen_q",
         "notes",
         "num_decode",
@@ -103,6 +107,7 @@ class Batch(BlockTable):
         *,
         finished: Any = None,
         unshared: bool = False,
+        disjoint: bool = False,
         device: str | Device | None = None,
     ) -> None:
         where = place(block_table)
@@ -132,7 +137,8 @@ class Batch(BlockTable):
             if not np.array_equal(narrow, host):
                 self._wide = np.array(host)
         self._frozen = not borrowed
-        self.unshared = flag(unshared, "unshared")
+        self.disjoint = flag(disjoint, "disjoint")
+        self.unshared = flag(unshared, "unshared") or self.disjoint
         if finished is not None:
             with target.meeting():
                 self.finished = flags(finished, len(lengths_q), target)
@@ -147,6 +153,7 @@ class Batch(BlockTable):
         *,
         finished: Any = None,
         unshared: bool = False,
+        disjoint: bool = False,
         device: str | Device | None = None,
     ) -> Batch:
         """A batch over blocks at any addresses, as TurboMind keeps them.
@@ -161,7 +168,7 @@ class Batch(BlockTable):
             the batch is used.
         cu_block_nums : array or list of int, (batch_size + 1,)
             The blocks of sequence b are block_ptrs[cu_block_nums[b]], ..., block_ptrs[cu_block_nums[b + 1] - 1].
-        seqlens_q, seqlens_k, finished, unshared, device
+        seqlens_q, seqlens_k, finished, unshared, disjoint, device
             See Batch.
 
         Raises
@@ -187,7 +194,7 @@ class Batch(BlockTable):
             target.to_host(integers(x, name, 1, target)) for x, name in ((block_ptrs, "block_ptrs"), (cu_block_nums, "cu_block_nums"))
         )
         blocks, table = Blocks.of(pointers, nums)
-        batch = cls(table, seqlens_q, seqlens_k, finished=finished, unshared=unshared, device=target)
+        batch = cls(table, seqlens_q, seqlens_k, finished=finished, unshared=unshared, disjoint=disjoint, device=target)
         batch.blocks = blocks
         return batch
 
@@ -200,12 +207,13 @@ class Batch(BlockTable):
         seqlens_k: Array,
         checked: tuple[int, int, ContextParallel],
         unshared: bool = False,
+        disjoint: bool = False,
     ) -> Batch:
         """A batch whose parts the cache vouches for: an int32 table, int64 lengths; `checked` is (block_len, num_blocks, cp)."""
         batch = cls.__new__(cls)
         batch._place(device, block_table, seqlens_q, seqlens_k, block_table.shape[1])
         batch._frozen = True
-        batch._checked, batch.unshared = checked, unshared
+        batch._checked, batch.unshared, batch.disjoint = checked, unshared, disjoint
         return batch
 
     def _place(self, device: Device, table: Array | None, seqlens_q: Array, seqlens_k: Array, max_blocks: int) -> None:
@@ -240,7 +248,7 @@ class Batch(BlockTable):
         self.num_prefill = int(np.count_nonzero(seqlens_q)) - self.num_decode if self.max_seqlen_q > 1 else 0
         self.plans = Plans()
         self.finished = None
-        self.unshared = False
+        self.unshared = self.disjoint = False
         self.blocks = None
         self._checked = None
         self.notes: dict[Any, Any] = {}  # what calls have worked out for this batch

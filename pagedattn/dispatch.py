@@ -281,7 +281,8 @@ def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
     segments = problem.batch.batch_size * problem.layout.num_kv_heads * packs
     splits = problem.num_splits
     room = spec.cut_bytes(grid, segments, places) if splits else places * spec.piece_bytes
-    packed = params.pack(**values, head_packs=packs, num_splits=splits, max_splits=places if splits else 0)
+    once = problem.batch.disjoint and packs == 1
+    packed = params.pack(**values, head_packs=packs, num_splits=splits, max_splits=places if splits else 0, read_once=once)
     return Launch(spec, grid, packed, room, segments)
 
 

@@ -7,6 +7,7 @@ from pagedattn import dtypes
 
 TILED = ("prefill", "varlen")  # CTAs that own a tile of queries
 STATIC_SHARED_BYTES = 2048  # what the templates declare statically never passes this; the tests compare it with ptxas
+MERGED_BYTES = 32  # of a thread's sum of pieces: m, l and four dims, aligned to 16
 GROUP_KEYS = 512  # decode with cuts: the most keys that are summed up before they meet others
 _LINE_BYTES = 128
 _PROBABILITY_ROW_BYTES = 96  # of one head in m8n8k4's decode: 32 keys in T, and what keeps rows in different banks
@@ -170,7 +171,8 @@ class Footprint:
         """Dynamic shared memory of a CTA."""
         if self.op == "decode":
             pieces = self.piece_bytes if self.shared_pieces == 2 else self.sum_bytes if self.shared_sums else 0
-            return (self.warps or 0) * (self.ring_bytes + self.private_bytes + pieces)
+            taken = (self.warps or 0) * (self.ring_bytes + self.private_bytes + pieces)
+            return max(taken, 2 * 32 * (self.warps or 0) * MERGED_BYTES) if self.splits == "cut" else taken
         if self.op == "append":  # a warp's rows on their way through bias and rotation
             return 512 * (self.warps or 0) if self.quantised else 0
         return self.ring_bytes + self.query_bytes if self.op in TILED else 0

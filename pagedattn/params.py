@@ -82,6 +82,7 @@ FIELDS = (
     Field("causal", "int", "1: key position <= query position"),
     Field("adjust", "int", "1: scores change before the softmax: softcap, ALiBi, mask"),
     Field("single_queries", "int", "1: prefill takes sequences with one query, too"),
+    Field("read_once", "int", "1: no other reads the keys that a CTA reads; a hint"),
     Field("window_size", "int", "keys that a query sees, itself included; 0: all"),
     Field("num_splits", "int", "decode with cuts: cuts of a sequence, or minus the keys of a cut; prefill, merge: parts"),
     Field("max_splits", "int", "decode with cuts: places for groups of keys per segment"),

@@ -34,18 +34,20 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
         typename Place::Ahead ahead = place;  // the tile to load
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
         cache.SetTile(ahead.first() + ahead.tile, ahead.len);
+        // keys that nobody else reads leave L2 first: it keeps what all CTAs read, as code, tables and pieces
+        const u64 policy = p.read_once ? evict_first_policy() : kDefaultPolicy;
         auto prefetch =
             [&](u32 i) {  // copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed
                 if (!ahead.done()) {
                     const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id;
                     const u32 slot = i % kStages * kSlotBytes;
                     if (cache.Joined()) {
-                        gmem_k.template Prefetch<true>(cache, lane, slot);
-                        gmem_v.template Prefetch<true>(cache, lane, slot);
+                        gmem_k.template Prefetch<true>(cache, lane, slot, policy);
+                        gmem_v.template Prefetch<true>(cache, lane, slot, policy);
                     }
                     else {
-                        gmem_k.template Prefetch<false>(cache, lane, slot);
-                        gmem_v.template Prefetch<false>(cache, lane, slot);
+                        gmem_k.template Prefetch<false>(cache, lane, slot, policy);
+                        gmem_v.template Prefetch<false>(cache, lane, slot, policy);
                     }
                     ++ahead.tile;
                     if (ahead.done()) {

@@ -88,7 +88,7 @@ struct FlatMerge {
                 if (head >= rows.heads) {
                     break;
                 }
-                const Merged sum = add_pieces<P, false>(pieces, 0, 1, head, quad);
+                const Merged sum = add_pieces<P, false, 4>(pieces, 0, 1, head, quad);
                 if (whole) {
                     sum.template Store<P>(p, rows, head, quad);
                 }
@@ -159,7 +159,7 @@ private:
             }
             const float* const even = p.partial_o + (i64)left.first * 2 * P::kFloats;
             const PieceList pieces{even + P::kFloats, even, 2 * P::kFloats, left.last - left.first + 1};
-            const Merged sum = add_pieces<P, true>(pieces, team - second * teams, teams, head, quad);
+            const Merged sum = add_pieces<P, true, 6>(pieces, team - second * teams, teams, head, quad);
             if (teams == 1) {
                 sum.template Store<P>(p, left.rows, head, quad);
             }

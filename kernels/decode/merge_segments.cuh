@@ -1,5 +1,5 @@
 // Groups of keys become segments. The groups are added in teams that follow from the kernel alone, and the teams in their order: the same bits
-// whether a warp does all of it or the threads of the CTA that completes the segment.
+// whether one thread adds all teams or several threads, in whichever CTA, add one each.
 #pragma once
 
 #include "decode/merge_cut.cuh"
@@ -9,12 +9,16 @@ struct SegmentMerge {
     using P = typename Groups::P;
     using Place = typename Groups::Place;
     static constexpr int kThreads = kWarps * kWarpSize;
-    static constexpr int kTeamBytes = kThreads * sizeof(Merged);
-    static constexpr int kAtOnce = 16;
+    static constexpr int kTeamBytes = 2 * kThreads * sizeof(Merged);
+    static constexpr int kAtOnce = 8;
 
-    struct Left {  // a segment that other CTAs share: what this one has of it
-        int segment, count, tiles, groups;
+    struct Segment {
+        int index, groups;
         OutRows rows;
+    };
+    struct Left {  // a segment that other CTAs share: what this one has of it
+        Segment segment;
+        int count, tiles;  // none: no such segment
         int complete;
     };
     struct SharedStorage {
@@ -28,41 +32,62 @@ struct SegmentMerge {
     DEVICE void Begin(int thread) const
     {
         if (thread < 2) {
-            shared.left[thread].segment = -1;
-            shared.left[thread].complete = 0;
+            shared.left[thread].tiles = shared.left[thread].complete = 0;
         }
     }
 
-    // Segments of the units [c, end), behind a barrier: those that are all here by a warp each, others when the last of their tiles come.
+    // Segments of the units [c, end), behind a barrier: those that are all here, and of the others those whose last tiles came with these.
     template<class Params, class Cursor>
-    DEVICE void operator()(const Params& p, Cursor c, int end, int thread) const
+    DEVICE void operator()(const Params& p, const Cursor& first, int end, int thread) const
     {
-        const int items = min(P::kHeads, p.group_size) * P::kQuads;
-        int turn = thread / kWarpSize;
-        for (; c.start < end; c.enter_next(p)) {
-            const int to = min(c.tiles, end - c.start - kSegmentUnits), groups = typename Place::CutsOf(p, c).count();
-            if (groups == 1) {
-                continue;
-            }
-            const int row = DecodeQueries<typename P::Impl>::query_row(p, c.b);
-            const OutRows rows = OutRows::of<typename P::Impl>(p, c.b, c.slot, row);
-            if (c.tile > 0 || to < c.tiles) {
-                if (thread == 0) {
-                    shared.left[c.tile > 0 ? 0 : 1] = Left{c.segment(p), to - c.tile, c.tiles, groups, rows, 0};
-                }
-            }
-            else if (turn-- == 0) {
-                turn = kWarps - 1;
-                AddAlone(p, c.segment(p), groups, rows, items, thread % kWarpSize);
-            }
+        if (thread == 0) {
+            NoteLeft(p, first, end);
         }
         Announce(p, thread);
+        const int items = min(P::kHeads, p.group_size) * P::kQuads, count = teams(items);
+        Cursor c = first;
+        int turn = thread;  // threads take items in turn, those of one segment after those of the one before
 #pragma unroll 1
-        for (int i = 0; i < 2; ++i) {
-            if (shared.left[i].complete) {  // uniform
-                AddTogether(p, shared.left[i], items, thread);
-                __syncthreads();
+        for (int i = -2; i < 0 || c.start < end; ++i) {
+            Segment segment;
+            const bool shared_out = i < 0;
+            if (shared_out) {
+                if (!shared.left[i + 2].complete) {  // uniform
+                    continue;
+                }
+                segment = shared.left[i + 2].segment;
             }
+            else {
+                segment = of(p, c);
+                const bool skipped = c.tile > 0 || c.tiles > end - c.start - kSegmentUnits || segment.groups == 1;
+                c.enter_next(p);
+                if (skipped) {
+                    continue;
+                }
+            }
+            const int side_by_side = shared_out ? count : 1;
+            for (; turn < side_by_side * items; turn += kThreads) {
+                int item = turn, team = 0;
+                for (; item >= items; item -= items) {
+                    ++team;
+                }
+                const int head = item / P::kQuads, quad = item % P::kQuads;
+                if (head >= segment.rows.heads) {
+                    continue;
+                }
+                const Merged sum = AddTeams(p, segment, team, side_by_side > 1 ? team + 1 : count, count, head, quad);
+                if (side_by_side > 1) {
+                    sums[(i + 2) * kThreads + turn] = sum;
+                }
+                else {
+                    sum.template Store<P>(p, segment.rows, head, quad);
+                }
+            }
+            turn -= side_by_side * items;
+        }
+        if (count > 1 && shared.left[0].complete + shared.left[1].complete) {  // uniform
+            __syncthreads();
+            AddSums(p, items, count, thread);
         }
     }
 
@@ -76,30 +101,23 @@ private:
         return teams;
     }
 
-    template<class Params>
-    static DEVICE Merged add_team(const Params& p, int segment, int groups, int team, int teams, int item)
+    template<class Params, class Cursor>
+    static DEVICE Segment of(const Params& p, const Cursor& c)
     {
-        const float* const first = Groups::group_piece(p, segment, 0);
-        return add_pieces<P, true, kAtOnce>({first, first, P::kFloats, groups}, team, teams, item / P::kQuads, item % P::kQuads);
+        const int row = DecodeQueries<typename P::Impl>::query_row(p, c.b);
+        return {c.segment(p), typename Place::CutsOf(p, c).count(), OutRows::of<typename P::Impl>(p, c.b, c.slot, row)};
     }
 
-    template<class Params>
-    DEVICE void AddAlone(const Params& p, int segment, int groups, const OutRows& rows, int items, int lane) const
+    // The first and the last segment of [c, end), where other CTAs have tiles of them.
+    template<class Params, class Cursor>
+    DEVICE void NoteLeft(const Params& p, Cursor c, int end) const
     {
 #pragma unroll 1
-        for (int item = lane; item < min(items, rows.heads * P::kQuads); item += kWarpSize) {
-            Merged sum;
-#pragma unroll 1
-            for (int team = 0; team < teams(items); ++team) {
-                const Merged more = add_team(p, segment, groups, team, teams(items), item);
-                if (team == 0) {
-                    sum = more;
-                }
-                else {
-                    sum.Add(more);
-                }
+        for (; c.start < end; c.enter_next(p)) {
+            const int to = min(c.tiles, end - c.start - kSegmentUnits);
+            if (c.tile > 0 || to < c.tiles) {
+                shared.left[c.tile > 0 ? 0 : 1] = Left{of(p, c), to - c.tile, c.tiles, 0};
             }
-            sum.template Store<P>(p, rows, item / P::kQuads, item % P::kQuads);
         }
     }
 
@@ -110,8 +128,8 @@ private:
         __syncthreads();
         if (thread < 2) {
             Left& left = shared.left[thread];
-            if (left.segment >= 0) {
-                u32* const count = p.partial_count + left.segment;
+            if (left.tiles) {
+                u32* const count = p.partial_count + left.segment.index;
                 left.complete = atom_add_acq_rel(count, left.count) + left.count == (u32)left.tiles ? 1 : 0;
                 if (left.complete) {
                     *count = 0;  // for the next launch
@@ -121,35 +139,43 @@ private:
         __syncthreads();
     }
 
+    // Teams [from, to) of `count`; a team takes every count-th group.
     template<class Params>
-    DEVICE void AddTogether(const Params& p, const Left& left, int items, int thread) const
+    static DEVICE Merged AddTeams(const Params& p, const Segment& segment, int from, int to, int count, int head, int quad)
     {
-        const int count = teams(items);
+        const float* const first = Groups::group_piece(p, segment.index, 0);
+        Merged sum;
 #pragma unroll 1
-        for (int i = thread; i < count * items; i += kThreads) {
-            int item = i, team = 0;
-            for (; item >= items && count > 1; item -= items) {
-                ++team;
-            }
-            if (item / P::kQuads >= left.rows.heads) {
-                continue;  // nobody wrote it
-            }
-            const Merged sum = add_team(p, left.segment, left.groups, team, count, item);
-            if (count > 1) {
-                sums[i] = sum;
+        for (int team = from; team < to; ++team) {
+            const Merged more = add_pieces<P, true, kAtOnce>({first, first, P::kFloats, segment.groups}, team, count, head, quad);
+            if (team == from) {
+                sum = more;
             }
             else {
-                sum.template Store<P>(p, left.rows, item / P::kQuads, item % P::kQuads);
+                sum.Add(more);
             }
         }
-        __syncthreads();
-        if (count > 1 && thread < items && thread / P::kQuads < left.rows.heads) {
-            Merged sum = sums[thread];
+        return sum;
+    }
+
+    // Teams whose sums stand side by side.
+    template<class Params>
+    DEVICE void AddSums(const Params& p, int items, int count, int thread) const
+    {
+#pragma unroll 1
+        for (int i = thread; i < 2 * items; i += kThreads) {
+            const int which = i >= items ? 1 : 0, item = i - which * items, head = item / P::kQuads;
+            const Left& left = shared.left[which];
+            if (!left.complete || head >= left.segment.rows.heads) {
+                continue;
+            }
+            const Merged* const mine = sums + which * kThreads + item;
+            Merged sum = mine[0];
 #pragma unroll 1
             for (int team = 1; team < count; ++team) {
-                sum.Add(sums[team * items + thread]);
+                sum.Add(mine[team * items]);
             }
-            sum.template Store<P>(p, left.rows, thread / P::kQuads, thread % P::kQuads);
+            sum.template Store<P>(p, left.segment.rows, head, item % P::kQuads);
         }
     }
 };

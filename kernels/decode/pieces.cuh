@@ -27,14 +27,13 @@ struct Pieces {
     using State = typename Mainloop::State;
     static constexpr int kHeadDim = Impl::kHeadDim;
     static constexpr int kHeads = Impl::kHeads;
-    static constexpr int kFloats = kHeads * (kHeadDim + 2);  // O[head][dim], m[head], l[head]
+    static constexpr int kFloats = kHeads * (kHeadDim + 2);  // O[head][dim], (m, l)[head]
     static constexpr int kBytes = kFloats * 4;
     static constexpr int kQuads = kHeadDim / 4;
 
-    static constexpr int kM = kHeads * kHeadDim, kL = kM + kHeads;
+    static constexpr int kEnds = kHeads * kHeadDim;
 
-    static DEVICE float& m(float* piece, int head) { return piece[kM + head]; }
-    static DEVICE float& l(float* piece, int head) { return piece[kL + head]; }
+    static DEVICE void StoreEnds(float* piece, int head, float m, float l) { *(float2*)(piece + kEnds + 2 * head) = make_float2(m, l); }
 
     template<class Params>
     static DEVICE void StoreLse(const Params& p, const OutRows& rows, int head, float lse)
@@ -99,8 +98,7 @@ struct Pieces {
                         }
                     }
                     if (State::tells(g, t)) {
-                        m(piece, head) = s.m(n, e);
-                        l(piece, head) = s.l(n, e);
+                        StoreEnds(piece, head, s.m(n, e), s.l(n, e));
                     }
                 }
             }
@@ -147,8 +145,9 @@ struct Merged {
     DEVICE void Load(const float* piece, int head, int quad)
     {
         o = *(const float4*)(piece + head * P::kHeadDim + quad * 4);
-        m = piece[P::kM + head];
-        l = piece[P::kL + head];
+        const float2 ends = *(const float2*)(piece + P::kEnds + 2 * head);
+        m = ends.x;
+        l = ends.y;
     }
 
     template<class P>
@@ -156,8 +155,7 @@ struct Merged {
     {
         *(float4*)(piece + head * P::kHeadDim + quad * 4) = o;
         if (quad == 0) {
-            P::m(piece, head) = m;
-            P::l(piece, head) = l;
+            P::StoreEnds(piece, head, m, l);
         }
     }
 
@@ -189,39 +187,41 @@ struct PieceList {
 };
 
 // Adds pieces begin, begin + step, ... in this order; kAtOnce loads are in flight. Pieces of other CTAs, or of warps that no barrier binds, are
-// read past the L1 cache.
-template<class P, bool kOfOthers, int kAtOnce = 6>
+// read past the L1 cache. No branch stands between the loads, and little else: this runs once, and what it costs is to fetch its instructions.
+template<class P, bool kOfOthers, int kAtOnce>
 DEVICE Merged add_pieces(const PieceList& pieces, int begin, int step, int head, int quad)
 {
-    auto load = [](const auto* x) { return kOfOthers ? __ldcg(x) : *x; };
-    const int row = head * P::kHeadDim + quad * 4;
+    const int row = head * P::kHeadDim + quad * 4, ends_of = P::kEnds + 2 * head - row;
     Merged sum;
     sum.Clear();
 #pragma unroll 1
     for (int i = begin; i < pieces.count; i += kAtOnce * step) {
-        float m[kAtOnce], l[kAtOnce];
+        float2 ends[kAtOnce];
         float4 o[kAtOnce];
         float top = sum.m;
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
-            m[k] = negative_infinity();
-            l[k] = 0.f;
+            const int index = i + k * step;
+            const float* const at = (k == 0 && i == 0 ? pieces.first : pieces.rest + (i64)index * pieces.stride) + row;
+            ends[k] = make_float2(negative_infinity(), 0.f);
             o[k] = make_float4(0.f, 0.f, 0.f, 0.f);
-            if (i + k * step < pieces.count) {
-                const float* const piece = k == 0 && i == 0 ? pieces.first : pieces.rest + (i + k * step) * pieces.stride;
-                o[k] = load((const float4*)(piece + row));
-                m[k] = load(piece + P::kM + head);
-                l[k] = load(piece + P::kL + head);
+            if constexpr (kOfOthers) {
+                ld_global_cg_if(ends[k], at + ends_of, index < pieces.count);
+                ld_global_cg_if(o[k], at, index < pieces.count);
+            }
+            else {
+                ld_if(ends[k], at + ends_of, index < pieces.count);
+                ld_if(o[k], at, index < pieces.count);
             }
         }
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
-            top = fmaxf(top, m[k]);
+            top = fmaxf(top, ends[k].x);
         }
         sum.MoveTo(top);
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
-            sum.Weigh(m[k], l[k], o[k]);
+            sum.Weigh(ends[k].x, ends[k].y, o[k]);
         }
     }
     return sum;

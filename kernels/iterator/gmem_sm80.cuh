@@ -85,12 +85,12 @@ private:
 };
 
 // One warp copies a tile of one part or two that lie whole in one block each, every row of it: what lies past the end of the sequence is
-// masked when it is used. Most keys are read once a launch: L2 keeps what is read by many instead, as code, block tables and pieces.
+// masked when it is used.
 template<class T, class Map, class SmemLayout, int Index>
 struct Sm80WarpGmemIterator: BaseGmemIterator<T, Map, SmemLayout> {
-    // `joined`: cache.Joined(), asked once for all that a tile consists of.
+    // `joined`: cache.Joined(), asked once for all that a tile consists of; `policy`: of L2.
     template<bool joined, class CacheIter>
-    DEVICE void Prefetch(const CacheIter& cache, int lane, u32 slot) const
+    DEVICE void Prefetch(const CacheIter& cache, int lane, u32 slot, u64 policy) const
     {
         static_assert(CacheIter::kParts <= 2, "a tile has one part or two");
         constexpr int kPartChunks = Map::kChunks / CacheIter::kParts;
@@ -105,13 +105,13 @@ struct Sm80WarpGmemIterator: BaseGmemIterator<T, Map, SmemLayout> {
         for (int i = 0; i < Map::kIterS; ++i) {
             if (Map::active(Map::index(lane, i))) {
                 const char* const src = Map::index(lane, i) < kPartChunks ? first : second;
-                cp_async_16(SmemLayout::copy_step(tile, dst, lane, i), src + i * kWarpSize * kChunkBytes, evict_first_policy());
+                cp_async_16(SmemLayout::copy_step(tile, dst, lane, i), src + i * kWarpSize * kChunkBytes, policy);
             }
         }
     }
 };
 
-// The parameters of a tile's rows, K's and then V's, in one copy.
+// The parameters of a tile's rows, K's and then V's, in one copy. A line of memory holds those of several tiles: L2 keeps it.
 template<class T, int kRows>
 struct Sm80WarpParamIterator {
     static constexpr int kLanes = kRows * 2 * (int)sizeof(T) / kChunkBytes;  // for K, and as many for V
@@ -122,7 +122,7 @@ struct Sm80WarpParamIterator {
     DEVICE void SetSmem(u32 smem) { smem_ = smem; }
 
     template<bool joined, class CacheIter>
-    DEVICE void Prefetch(const CacheIter& cache, int lane, u32 slot) const
+    DEVICE void Prefetch(const CacheIter& cache, int lane, u32 slot, u64) const
     {
         constexpr int kPartLanes = kLanes / CacheIter::kParts, kLast = CacheIter::kParts - 1;
         if (lane < 2 * kLanes) {
@@ -131,8 +131,7 @@ struct Sm80WarpParamIterator {
             if (!joined && mine >= kPartLanes) {
                 k = cache.template OffsetPtr<kKeyParam>(CacheIter::kPartRows * kLast, (mine - kPartLanes) * kChunkBytes);
             }
-            cp_async_16(smem_ + slot + lane * kChunkBytes, k + (lane < kLanes ? 0 : cache.block_head_.layout.v_param_offset),
-                        evict_first_policy());
+            cp_async_16(smem_ + slot + lane * kChunkBytes, k + (lane < kLanes ? 0 : cache.block_head_.layout.v_param_offset));
         }
     }
 };

@@ -145,7 +145,7 @@ def _policy(c: Coder, i: Instruction) -> str:
     """A cache policy. Its bits are the target's own affair, and where data stays does not change what a kernel computes."""
     if i.op[1:] != ("fractional", "L2::evict_first", "b64"):
         raise ValueError("this policy is not defined")
-    return c.put(i.operands[0], c.constant(0, "u8"), "u8")
+    return c.put(i.operands[0], f"broadcast({c.constant(0, 'u8')}, w.n)", "u8")
 
 
 def _mask(c: Coder, x: Operand) -> str:
