@@ -196,6 +196,10 @@ def test_what_was_made_for_unshared_blocks_takes_no_others() -> None:
         b.assign(batch([[0], [1]], [1, 3], [1, 3]))
     with pytest.raises(pa.ArgumentError, match="`unshared` must be True or False; got 1"):
         batch([[0]], [1], [1], unshared=1)
+    with pytest.raises(pa.ArgumentError, match="`disjoint` must be True or False; got None"):
+        batch([[0]], [1], [1], disjoint=None)
+    assert batch([[0]], [1], [1], disjoint=True).unshared
+    assert not batch([[0]], [1], [1], unshared=True).disjoint
 
 
 def test_assign_refuses_another_device_and_what_is_no_batch() -> None:

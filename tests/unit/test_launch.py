@@ -95,3 +95,14 @@ def test_kernels_wait_before_they_touch_memory(spec: KernelSpec) -> None:
     assert touched is not None
     assert wait < touched.start()
     assert not re.search(r"\bbra\b", body[:wait])  # every thread waits
+
+
+@pytest.mark.parametrize(("arch", "hinted"), [("sm_80", False), ("sm_90", True)])
+def test_decode_tells_l2_what_to_give_up_first(arch: str, hinted: bool) -> None:
+    """From sm_90 on, and only for keys and values: lines of codes' parameters are read by more copies than one."""
+    pytest.importorskip("cupy", reason="NVRTC comes with CuPy")
+    spec = KernelSpec("decode", kv_dtype="int8", arch=arch)
+    ptx = nvrtc.compile(render.render(spec), spec.name, arch, render.headers()).ptx.decode()
+    copies = re.findall(r"cp\.async\.cg\S*", ptx)
+    assert {"cache_hint" in copy for copy in copies} == ({True, False} if hinted else {False})
+    assert ("createpolicy.fractional.L2::evict_first" in ptx) is hinted

@@ -137,6 +137,28 @@ def test_a_step_that_may_be_one_launch_is_planned_by_its_new_rows_too(monkeypatc
         pa.paged_attention(q, cache, batch, k=rows(gpu, 3, KV_HEADS, 2), v=v, out=out)
 
 
+def test_decode_is_told_where_no_two_sequences_have_a_block_in_common() -> None:
+    gpu = FakeGpu()
+    cache, table = cache_on(gpu), np.arange(9).reshape(3, 3)
+
+    def told(batch: pa.Batch, heads: int = HEADS) -> list[int]:
+        q, gpu.launches = rows(gpu, batch.batch_size, heads), []
+        pa.paged_attention(q, cache, batch, out=q)
+        pa.paged_attention(q, cache, batch, out=q, num_splits="fixed:64")
+        return [launch.params["read_once"] for launch in gpu.launches]
+
+    assert told(pa.Batch(table, *LENGTHS["decode"], disjoint=True, device=gpu)) == [1, 1]
+    assert told(pa.Batch(table, *LENGTHS["decode"], unshared=True, device=gpu)) == [0, 0]
+    assert told(pa.Batch(table, *LENGTHS["decode"], disjoint=True, device=gpu), 32 * KV_HEADS) == [0, 0]  # two packs of heads read each key
+    sequence = cache.new_sequence()
+    cache.extend([sequence], [40])
+    assert told(cache.extend([sequence], [1])) == told(cache.batch([sequence])) == [1, 1]
+    fork = cache.fork(sequence)
+    assert told(cache.extend([sequence, fork], [1, 1])) == told(cache.batch([fork])) == [0, 0]
+    cache.free(fork)
+    assert told(cache.extend([sequence], [1])) == [1, 1]
+
+
 def test_new_rows_are_checked_at_every_call() -> None:
     gpu = FakeGpu()
     cache, batch, q, out = cache_on(gpu), unshared_on(gpu), rows(gpu, 3), rows(gpu, 3)
