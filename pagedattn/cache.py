@@ -157,7 +157,8 @@ class KVCache:
         return self._manager.extend(sequences, num_new, self._extended)
 
     def _extended(self, table: Array, new: Array, lengths: Array, sources: Array, targets: Array) -> Batch:
-        batch = Batch.of_cache(self.device, table, new, lengths, self._checked, unshared=True, disjoint=not self._manager.allocator.num_extra)
+        disjoint = not self._manager.allocator.num_extra
+        batch = Batch.of_cache(self.device, table, new, lengths, self._checked, unshared=True, disjoint=disjoint)
         if len(sources):
             self._copy_blocks(sources.tolist(), targets.tolist())
         return batch
