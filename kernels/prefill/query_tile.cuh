@@ -16,12 +16,12 @@ struct QueryTile {
     template<class Params>
     DEVICE bool Find(const Params& p, int index)
     {
-        const int pack_log2 = p.head_packs, packs = p.num_heads >> pack_log2;
-        head0 = index % packs << pack_log2;
-        index /= packs;
-        b = index % p.batch_size;
-        const int from_end = index / p.batch_size;
-        kv_head = head0 / p.group_size;
+        const u32 pack_log2 = p.head_packs, packs = (u32)p.num_heads >> pack_log2, batch_size = p.batch_size;
+        const u32 of_packs = (u32)index / packs;
+        head0 = (index - of_packs * packs) << pack_log2;
+        const u32 from_end = of_packs / batch_size;
+        b = of_packs - from_end * batch_size;
+        kv_head = (u32)head0 / (u32)p.group_size;
         row0 = p.cu_seqlens_q[b];
         qlen = p.cu_seqlens_q[b + 1] - row0;
         klen = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];

@@ -23,10 +23,16 @@ struct QuantTileSource {
     bool late_, first_;
 
     template<class Params>
-    DEVICE QuantTileSource(const Params& p, int b, int kv_head, u32 smem, int thread)
+    DEVICE QuantTileSource(const Params& p, int b, int kv_head, u32 smem, u32, int thread)
         : cache_(CacheIterFactory::Create(p, b, kv_head)), rows_(smem + kSlots * kSlotBytes, thread), smem_(smem), slot_(0),
           late_(kWarps >= 8 && (thread / kWarpSize & 4)), first_(true)
     {}
+
+    static DEVICE void Init(u32) {}
+
+    DEVICE void EndK() {}
+    DEVICE void BeginV(bool, int) {}
+    DEVICE void EndV() {}
 
     // Looks up tile `tile` of a sequence of `len` keys.
     DEVICE void Find(int tile, int len)
