@@ -14,7 +14,7 @@ DEVICE void store_output(const Params& p, const Mainloop& loop, const QueryTile<
     using SmemLayout = typename Impl::SmemLayout;
     using Map = typename Impl::Map;
     const QueryTile<kRows> query = shared;  // not read anew for every row
-    const int warp = thread / kWarpSize, lane = thread % kWarpSize, warp_row = warp * Impl::kWarpRows;
+    const int lane = thread % kWarpSize, warp_row = first_query_row<Impl::kWarpRows>(thread / kWarpSize);
     __syncwarp();  // this warp's readers of its rows of Q are done
 #pragma unroll
     for (int i = 0; i < Impl::kSlabs; ++i) {

@@ -21,13 +21,16 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
     typename Impl::FragO frag_o;
     typename Impl::FragRow frag_m, frag_l;
 
+    // By one thread, before a barrier.
+    static DEVICE void InitBarriers() { TileSource::InitBarriers(); }
+
     DEVICE void Clear() { Impl::Clear(frag_o, frag_m, frag_l); }
 
     // Part `part` of p.num_splits of the tile's keys.
     template<class Params>
-    DEVICE void operator()(const Params& p, const QueryTile<kRows>& query, int part, u32 smem_ring, u32 smem_q, u32 barriers, int thread)
+    DEVICE void operator()(const Params& p, const QueryTile<kRows>& query, int part, u32 smem_ring, u32 smem_q, int thread)
     {
-        const int warp = thread / kWarpSize, lane = thread % kWarpSize, warp_row = warp * Impl::kWarpRows;
+        const int lane = thread % kWarpSize, warp_row = first_query_row<Impl::kWarpRows>(thread / kWarpSize);
         const int first_tile = query.first_key(p) / CTA_S, tiles = (query.keys(p) + CTA_S - 1) / CTA_S - first_tile;
         const int per_part = p.num_splits > 1 ? (tiles + p.num_splits - 1) / p.num_splits : tiles;
         int tile = first_tile + tiles - 1 - part * per_part;
@@ -38,7 +41,7 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
         }
 
         typename Impl::Start start;
-        TileSource source(p, query.b, query.kv_head, smem_ring, barriers, thread);
+        TileSource source(p, query.b, query.kv_head, smem_ring, thread);
         source.Find(tile, query.len);  // is looked up while the queries are sent for
         prefetch_query<Impl, kWarps>(p, query, smem_q, thread);
         source.Start(tile - last_tile + 1, query.len);  // the queries arrive with the first tile
@@ -55,12 +58,12 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
             if (tile < whole_end && tile >= whole_begin) {
                 Step<Impl, false>(p, query, start, iter_q, place, slot, tile * CTA_S, [&] {
                     source.EndK();
-                    source.BeginV(more, query.len);
+                    source.BeginV(more);
                 });
                 source.EndV();
                 continue;
             }
-            source.BeginV(more, query.len);
+            source.BeginV(more);
 #pragma unroll 1
             for (int key = CTA_S - Part::CTA_S; key >= 0; key -= Part::CTA_S) {
                 Step<Part, true>(p, query, start, iter_q, place, slot + key * Impl::kRowBytes, tile * CTA_S + key, [] {});
@@ -82,7 +85,8 @@ private:
         int warp_row, position, last, slab_step, lane;
     };
 
-    // The keys of a tile, or of a part of one, from key0 on; V of each lies kTileBytes behind K.
+    // The keys of a tile, or of a part of one, from key0 on; V of each lies kTileBytes behind K. `between`: what is done when K is used up, and
+    // before V is read.
     template<class Some, bool masked, class Params, class Between>
     DEVICE void Step(const Params& p, const QueryTile<kRows>& query, typename Impl::Start& start, const typename Impl::SmemIterQ& iter_q,
                      const Place& place, u32 k, int key0, Between&& between)

@@ -63,3 +63,11 @@ struct QueryTile {
         return p.window_size ? own_keys(p, max(klen - qlen + token0 + (1 << tokens_log2) - p.window_size, 0)) : 0;
     }
 };
+
+// The first of a warp's query rows. Warps that are four apart share a scheduler: where a tile's tokens are several warps' rows, the diagonal
+// leaves those with early tokens less to do, and one of them shares it with one that has late tokens.
+template<int kWarpRows>
+DEVICE int first_query_row(int warp)
+{
+    return (warp & 4 ? warp ^ 3 : warp) * kWarpRows;
+}

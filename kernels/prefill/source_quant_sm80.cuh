@@ -23,16 +23,12 @@ struct QuantTileSource {
     bool late_, first_;
 
     template<class Params>
-    DEVICE QuantTileSource(const Params& p, int b, int kv_head, u32 smem, u32, int thread)
+    DEVICE QuantTileSource(const Params& p, int b, int kv_head, u32 smem, int thread)
         : cache_(CacheIterFactory::Create(p, b, kv_head)), rows_(smem + kSlots * kSlotBytes, thread), smem_(smem), slot_(0),
           late_(kWarps >= 8 && (thread / kWarpSize & 4)), first_(true)
     {}
 
-    static DEVICE void Init(u32) {}
-
-    DEVICE void EndK() {}
-    DEVICE void BeginV(bool, int) {}
-    DEVICE void EndV() {}
+    static DEVICE void InitBarriers() {}
 
     // Looks up tile `tile` of a sequence of `len` keys.
     DEVICE void Find(int tile, int len)
@@ -66,6 +62,11 @@ struct QuantTileSource {
         }
         return tile;
     }
+
+    // What Next waits for is K and V.
+    DEVICE void EndK() const {}
+    DEVICE void BeginV(bool) const {}
+    DEVICE void EndV() const {}
 
 private:
     DEVICE void Prefetch(int len)

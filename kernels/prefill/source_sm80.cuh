@@ -6,9 +6,10 @@
 #include "core/family_sm80.cuh"
 #include "iterator/gmem_sm80.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/memory.cuh"
 
-// No warp waits for the others at one point: with each half of a tile's work it says that a place of K (of V) is used up and the next K (V) that
-// it copied is there, and asks for that of the others half a tile later.
+// Every warp copies rows of its own. It says that K is used up and that what it copied of the next K is there, and waits half a tile later until
+// all have said so; the same for V. So a warp may be ahead of the others, or behind, by half a tile.
 template<class Impl, class CacheIterFactory, int kWarps>
 struct TileSource {
     using T = typename Impl::T;
@@ -21,20 +22,18 @@ struct TileSource {
 
     CacheIter cache_;
     GmemIter gmem_;
-    u32 smem_, slot_;
+    u32 smem_, slot_;  // of the tile that is sent for
 
-    // Two barriers: K's and V's.
-    static DEVICE void Init(u32 barriers)
+    // One thread calls this; a barrier must follow.
+    static DEVICE void InitBarriers()
     {
-        mbarrier_init(barriers, kWarps);
-        mbarrier_init(barriers + 8, kWarps);
+        mbarrier_init(Barrier<kKeyData>(), kWarps);
+        mbarrier_init(Barrier<kValueData>(), kWarps);
     }
 
-    u32 barriers_;
-
     template<class Params>
-    DEVICE TileSource(const Params& p, int b, int kv_head, u32 smem, u32 barriers, int thread)
-        : cache_(CacheIterFactory::Create(p, b, kv_head)), gmem_(thread), smem_(smem), slot_(0), barriers_(barriers)
+    DEVICE TileSource(const Params& p, int b, int kv_head, u32 smem, int thread)
+        : cache_(CacheIterFactory::Create(p, b, kv_head)), gmem_(thread), smem_(smem), slot_(0)
     {}
 
     // Looks up tile `tile` of a sequence of `len` keys.
@@ -48,56 +47,73 @@ struct TileSource {
     DEVICE void Start(int, int len)
     {
         gmem_.Prefetch(cache_, smem_, smem_ + kTileBytes, len - cache_.tile_ * Impl::CTA_S);
-        Step();
+        FindNext();
         cp_async_commit_group();
-        Arrive(barriers_);
-        Arrive(barriers_ + 8);
+        Arrive<kKeyData>();
+        Arrive<kValueData>();
         slot_ = kSlotBytes;
     }
 
-    // The address of the tile that was started last, K before V, when its K is there; `more`: starts the one before it.
-    DEVICE u32 Next(bool more, int len)
+    // The address of the tile that was started last, K before V, when its K is there; `more`: starts the K of the one before it, all of whose
+    // rows are the sequence's.
+    DEVICE u32 Next(bool more, int)
     {
         const u32 tile = smem_ + kSlotBytes - slot_;
-        mbarrier_wait_parity(barriers_, slot_ == 0);
+        Wait<kKeyData>();
         if (more) {
-            gmem_.template Copy<false, kKeyData>(cache_, smem_ + slot_, 0);
+            gmem_.template Copy<false, kKeyData>(cache_, smem_ + slot_, Impl::CTA_S);
         }
         cp_async_commit_group();
         return tile;
     }
 
-    // K is used up.
-    DEVICE void EndK() { Arrive(barriers_); }
+    // This warp has used up the tile's K.
+    DEVICE void EndK() { Arrive<kKeyData>(); }
 
-    // V is there.
-    DEVICE void BeginV(bool more, int len)
+    // When this returns, the tile's V is there.
+    DEVICE void BeginV(bool more)
     {
-        mbarrier_wait_parity(barriers_ + 8, slot_ == 0);
+        Wait<kValueData>();
         if (more) {
-            gmem_.template Copy<false, kValueData>(cache_, smem_ + slot_ + kTileBytes, 0);
-            Step();
+            gmem_.template Copy<false, kValueData>(cache_, smem_ + slot_ + kTileBytes, Impl::CTA_S);
+            FindNext();
         }
         cp_async_commit_group();
     }
 
+    // This warp has used up the tile's V.
     DEVICE void EndV()
     {
-        Arrive(barriers_ + 8);
+        Arrive<kValueData>();
         slot_ = kSlotBytes - slot_;
     }
 
 private:
-    DEVICE void Arrive(u32 barrier)
+    template<int Index>
+    static DEVICE u32 Barrier()
+    {
+        __shared__ u64 barrier;
+        return shared_address(&barrier);
+    }
+
+    template<int Index>
+    DEVICE void Arrive() const
     {
         cp_async_wait_group<0>();
         __syncwarp();
         if (gmem_.lane_ == 0) {
-            mbarrier_arrive(barrier);
+            mbarrier_arrive(Barrier<Index>());
         }
     }
 
-    DEVICE void Step()
+    // Phases alternate as the places do.
+    template<int Index>
+    DEVICE void Wait() const
+    {
+        mbarrier_wait_parity(Barrier<Index>(), slot_ == 0);
+    }
+
+    DEVICE void FindNext()
     {
         if (cache_.tile_ > 0) {
             cache_.Advance(0);
