@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pagedattn import arch as archs
-from pagedattn import params, tuned
+from pagedattn import params, tuned, tuning
 from pagedattn.errors import UnsupportedError
 from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.spec import SPLITS, KernelSpec, decode_heads
@@ -206,9 +206,11 @@ def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch, mode
     stored = str(layout.kv_dtype)
     heads = pack_size(num_heads // layout.num_kv_heads, layout.head_dim, stored, source.mma)
     common = (layout.dtype, stored, layout.head_dim, arch.name, source.name)
+    prefill = [spec_for("prefill", *common, adjusted=adjusted, model=model) for adjusted in (False, True)]
     return [
-        *(spec_for(op, *common, model=model) for op in ("append", "gather", "prefill")),
-        spec_for("prefill", *common, adjusted=True, model=model),
+        *(spec_for(op, *common, model=model) for op in ("append", "gather")),
+        *prefill,
+        *(long for spec in prefill if (long := tuned.for_long(spec, model))),
         *(spec_for("decode", *common, heads, splits, model=model) for splits in SPLITS),
         *([spec_for("decode", *common, heads, "flat", model=model, fused=True)] if source.family == "sm80" else ()),
         spec_for("merge", layout.dtype, layout.dtype, layout.head_dim, arch.name, source.name),
@@ -261,9 +263,25 @@ def plan_prefill(
 ) -> tuple[KernelSpec, int, int, int]:
     """Prefill's spec, query tiles, heads packed in a tile, and in how many parts each tile's keys are read.
 
-    Where the tiles would leave multiprocessors idle, several CTAs share the keys of each, unless `num_splits` is the caller's.
+    Where the tiles would leave multiprocessors idle, several CTAs share the keys of each, and where sequences are long, the row for those is
+    taken, unless `num_splits` is the caller's: then nothing depends on what else is in the batch.
     """
     spec = _spec(op, layout, device, adjusted=adjusted)
+    found = _tiled(spec, device, layout, num_heads, batch, num_splits, cp)
+    if num_splits or (long := tuned.for_long(spec, device.model)) is None:
+        return found
+    wide = _tiled(long, device, layout, num_heads, batch, num_splits, cp)
+    assert long.cta_q is not None
+    _, tiles, pack, parts = wide
+    least = tuning.LONG_TILES * (long.cta_q // pack)
+    new = batch.num_tokens - batch.num_decode  # tokens of the sequences that have more than one
+    return wide if new >= least * batch.num_prefill and 2 * tiles * parts > device.sm_count else found
+
+
+def _tiled(
+    spec: KernelSpec, device: Target, layout: BlockLayout, num_heads: int, batch: Batch, num_splits: int, cp: ContextParallel
+) -> tuple[KernelSpec, int, int, int]:
+    """What `plan_prefill` says, for a spec."""
     assert spec.cta_q is not None
     assert spec.cta_s is not None
     pack = head_pack(spec, num_heads // layout.num_kv_heads, batch.max_seqlen_q)

@@ -46,6 +46,8 @@ def code(c: Coder, i: Instruction) -> str | None:
         return _atomic(c, i)
     if name == "cp":
         return _copy(c, i)
+    if name == "mbarrier":
+        return _mbarrier(c, i)
     if i.op[:2] == ("bar", "warp"):
         return f"m.warp_barrier({_mask(c, i.operands[0])}, {c.keep(i)}, w)"
     if name == "activemask":
@@ -133,6 +135,17 @@ def _copy(c: Coder, i: Instruction) -> str:
         raise ValueError("the size of a cp.async is 4, 8 or 16")
     valid = f"broadcast({c.use(i.operands[3], 'u4')}, w.n)" if len(i.operands) > 3 else "None"
     return f"m.copy({_place(c, i.operands[0])}, {_place(c, i.operands[1])}, {int(size.value)}, {valid}, {c.keep(i)}, w)"
+
+
+def _mbarrier(c: Coder, i: Instruction) -> str:
+    what, o, me = ".".join(i.op[1:]), i.operands, c.keep(i)
+    if what == "init.shared.b64":
+        return f"m.mbarrier_init({_place(c, o[0])}, broadcast({c.use(o[1], 'u4')}, w.n), {me}, w)"
+    if what == "arrive.shared.b64":
+        return c.put(o[0], f"m.mbarrier_arrive({_place(c, o[1])}, {me}, w)", "u8")
+    if what == "test_wait.parity.shared.b64":
+        return c.put(o[0], f"m.mbarrier_complete({_place(c, o[1])}, broadcast({c.use(o[2], 'u4')}, w.n), {me}, w)", "?")
+    raise ValueError("only init, arrive and test_wait.parity of .shared.b64 are defined")
 
 
 def _mask(c: Coder, x: Operand) -> str:

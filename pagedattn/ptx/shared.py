@@ -1,7 +1,8 @@
 """Shared memory that knows who wrote and read each word since when, and so finds unwritten reads, races and copies that have not arrived.
 
 A stamp is who and when, in 64 bits: CTA barriers passed (29) | warp (5) | warp barriers passed (24) | lane (5), and bit 63 for a cp.async
-on its way. Two accesses are ordered if a CTA barrier lies between them, or if they are of one warp and a warp barrier does, or one thread.
+on its way. Two accesses are ordered if a CTA barrier lies between them, or if they are of one warp and a warp barrier does, or one thread,
+or if the later one's warp knows of the earlier one by an mbarrier (mbarriers.py).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pagedattn.ptx.mbarriers import Mbarriers
 from pagedattn.ptx.memory import WIDTHS, Problem
 
 Array = NDArray[Any]
@@ -62,6 +64,7 @@ class SharedMemory:
         self.issued = np.zeros(len(lane), np.int64)
         self.arrived = np.zeros(len(lane), np.int64)
         self._copies: list[_Copy] = []
+        self.barriers = Mbarriers(ctas, warps)
 
     def cta_barrier(self, ctas: Array) -> None:
         """Every thread of these CTAs has passed a barrier."""
@@ -126,7 +129,7 @@ class SharedMemory:
                     "unwritten", np.any(odd, axis=1), f"a read must follow a write; nobody wrote {self._name(words[lane, word])}"
                 )
             return Problem("pending copy", np.any(odd, axis=1), self._pending(words[lane, word], "read"))
-        clash = _clash(writer, mine)
+        clash = self._apart(writer, mine, lanes)
         if clash.any():
             lane, word = self._first(clash)
             text = self._unordered(writer[lane, word], "wrote", words[lane, word], self.written_at, "read", mine[lane, word])
@@ -172,7 +175,7 @@ class SharedMemory:
             (self.other, "read", self.also_read_at),
         ):
             stamps = held[words]
-            clash = _clash(stamps & ~_PENDING, mine)
+            clash = self._apart(stamps & ~_PENDING, mine, lanes)
             if verb == "wrote":
                 pending = stamps >= _PENDING
                 if pending.any():
@@ -243,6 +246,41 @@ class SharedMemory:
         if left is None:
             self.issued[lanes] += 1
 
+    def barrier_init(self, flat: Array, counts: Array, lanes: Array, line: int) -> Problem | None:
+        if problem := self.note_write(flat, counts.astype(np.uint64), lanes, 8, line):
+            return problem
+        self.barriers.init(flat, counts)
+        return None
+
+    def barrier_arrive(self, flat: Array, lanes: Array, line: int) -> Problem | None:
+        if problem := self._no_barrier(flat, lanes, line):
+            return problem
+        self.barriers.arrive(flat, lanes // (32 * self.warps), *_warp_and_time(self.stamp[lanes]))
+        return None
+
+    def barrier_complete(self, flat: Array, parities: Array, lanes: Array, line: int) -> tuple[Problem | None, Array]:
+        if problem := self._no_barrier(flat, lanes, line):
+            return problem, np.zeros(0, bool)
+        warps, _ = _warp_and_time(self.stamp[lanes])
+        return None, self.barriers.complete(flat, parities, lanes // (32 * self.warps), warps)
+
+    def _no_barrier(self, flat: Array, lanes: Array, line: int) -> Problem | None:
+        missing = self.barriers.missing(flat)
+        if missing.any():
+            return Problem("unwritten", missing, "mbarrier.init must come before an mbarrier is used; nobody made one here")
+        return self.note_read(flat, lanes, 8, line)
+
+    def _apart(self, old: Array, mine: Array, lanes: Array) -> Array:
+        """Whether old accesses are of other threads, with nothing between them and mine."""
+        clash = _clash(old, mine)
+        known = self.barriers.known
+        if known is None or not clash.any():
+            return clash
+        warp, time = _warp_and_time(old)
+        own, _ = _warp_and_time(mine)
+        found: Array = clash & ((warp == own) | (time >= known[lanes[:, None] // (32 * self.warps), own, warp % self.warps]))
+        return found
+
     def _place(self, line: int) -> str:
         return self.places.get(line, f"PTX line {line}")
 
@@ -265,6 +303,12 @@ class SharedMemory:
     def _first(mask: Array) -> tuple[int, int]:
         lane, word = np.unravel_index(int(np.argmax(mask)), mask.shape)
         return int(lane), int(word)
+
+
+def _warp_and_time(stamps: Array) -> tuple[Array, Array]:
+    """The warp of each, and how many warp barriers it had passed."""
+    bits = stamps.astype(np.int64)
+    return bits >> (_LANE + _TIME) & 31, bits >> _LANE & ((1 << _TIME) - 1)
 
 
 def _clash(old: Array, new: Array) -> Array:
