@@ -67,7 +67,8 @@ def row_of(spec: KernelSpec, model: str) -> Row:
         return Row(record.tile, f"tuned on {model}, {record.made}, {found.path or 'on trial'}")
     rows = tuning.rows(str(spec.mma), spec.key)
     long = tuning.long_row(str(spec.mma), spec.key)
-    if long is not None and spec == replace(spec, **dict.fromkeys(tuning.SPEC_FIELDS)).for_long():
+    unset: dict[str, Any] = dict.fromkeys(tuning.SPEC_FIELDS)
+    if long is not None and spec == replace(spec, **unset).for_long():
         return Row(long, "row for long sequences of the shipped table")
     number = next(i for i, row in enumerate(rows) if all(getattr(spec, name) == value for name, value in fields_of(row).items()))
     return Row(rows[number], f"row {number + 1} of {len(rows)} of the shipped table")

@@ -183,8 +183,8 @@ PREFILL_M8N8K4: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
 }
 PREFILL_OF = {"m16n8k16": PREFILL, "m16n8k8": PREFILL_M16N8K8, "m8n8k4": PREFILL_M8N8K4}
 
-# The same for long sequences, in place of the row above: K and V are read for twice the queries. Where query tiles are few, twice as many CTAs
-# serve better, and in short sequences the last tile's empty rows are too large a share.
+# The same for long sequences, in place of the row above: K and V are read for twice the queries. Where query tiles are few, twice as many
+# CTAs serve better, and in short sequences the last tile's empty rows are too large a share.
 PREFILL_LONG: dict[str, dict[tuple[int, bool], PrefillTile]] = {"m16n8k16": {(128, False): PrefillTile(8, 256, 64, 1)}}
 LONG_TILES = 8  # sequences are long that have so many query tiles of such a row each
 

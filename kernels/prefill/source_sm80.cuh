@@ -9,13 +9,15 @@
 #include "ptx/memory.cuh"
 
 // Every warp copies rows of its own. It says that K is used up and that what it copied of the next K is there, and waits half a tile later until
-// all have said so; the same for V. So a warp may be ahead of the others, or behind, by half a tile.
+// all have said so; the same for V. So a warp may be ahead of the others, or behind, by half a tile. Where tiles are so short that this costs more
+// than it brings, all warps meet once a tile.
 template<class Impl, class CacheIterFactory, int kWarps>
 struct TileSource {
     using T = typename Impl::T;
     static constexpr int kTileBytes = Impl::CTA_S * Impl::kRowBytes;
     static constexpr int kSlotBytes = 2 * kTileBytes;  // K, V
     static constexpr int kBytes = 2 * kSlotBytes;
+    static constexpr bool kApart = Impl::kHeadDim > 64;
 
     using GmemIter = Sm80GmemIterator<WarpRowsMap<Impl::kRowChunks, Impl::CTA_S, kWarps>, typename Impl::SmemLayout>;
     using CacheIter = typename CacheIterFactory::Iterator;
@@ -27,8 +29,10 @@ struct TileSource {
     // One thread calls this; a barrier must follow.
     static DEVICE void InitBarriers()
     {
-        mbarrier_init(Barrier<kKeyData>(), kWarps);
-        mbarrier_init(Barrier<kValueData>(), kWarps);
+        if (kApart) {
+            mbarrier_init(Barrier<kKeyData>(), kWarps);
+            mbarrier_init(Barrier<kValueData>(), kWarps);
+        }
     }
 
     template<class Params>
@@ -59,11 +63,14 @@ struct TileSource {
     DEVICE u32 Next(bool more, int)
     {
         const u32 tile = smem_ + kSlotBytes - slot_;
-        Wait<kKeyData>();
-        if (more) {
-            gmem_.template Copy<false, kKeyData>(cache_, smem_ + slot_, Impl::CTA_S);
+        if (!kApart) {
+            cp_async_wait_group<0>();
+            __syncthreads();
         }
-        cp_async_commit_group();
+        Fetch<kKeyData>(more);
+        if (!kApart) {
+            Fetch<kValueData>(more);
+        }
         return tile;
     }
 
@@ -73,12 +80,9 @@ struct TileSource {
     // When this returns, the tile's V is there.
     DEVICE void BeginV(bool more)
     {
-        Wait<kValueData>();
-        if (more) {
-            gmem_.template Copy<false, kValueData>(cache_, smem_ + slot_ + kTileBytes, Impl::CTA_S);
-            FindNext();
+        if (kApart) {
+            Fetch<kValueData>(more);
         }
-        cp_async_commit_group();
     }
 
     // This warp has used up the tile's V.
@@ -99,6 +103,9 @@ private:
     template<int Index>
     DEVICE void Arrive() const
     {
+        if (!kApart) {
+            return;
+        }
         cp_async_wait_group<0>();
         __syncwarp();
         if (gmem_.lane_ == 0) {
@@ -106,11 +113,20 @@ private:
         }
     }
 
-    // Phases alternate as the places do.
+    // Waits for the tile's K or V; `more`: sends for that of the next one.
     template<int Index>
-    DEVICE void Wait() const
+    DEVICE void Fetch(bool more)
     {
-        mbarrier_wait_parity(Barrier<Index>(), slot_ == 0);
+        if (kApart) {
+            mbarrier_wait_parity(Barrier<Index>(), slot_ == 0);  // phases alternate as the places do
+        }
+        if (more) {
+            gmem_.template Copy<false, Index>(cache_, smem_ + slot_ + (Index == kValueData ? kTileBytes : 0), Impl::CTA_S);
+            if (Index == kValueData) {
+                FindNext();
+            }
+        }
+        cp_async_commit_group();
     }
 
     DEVICE void FindNext()

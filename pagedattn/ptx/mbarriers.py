@@ -35,7 +35,8 @@ class Mbarrier:
 class Mbarriers:
     """The barriers of `ctas` CTAs of `warps` warps.
 
-    What a warp did is known to another if it passed a warp barrier and then one of its lanes arrived, and the other found the phase complete.
+    What a warp did is known to another if it then passed a warp barrier, one of its lanes arrived, and the other warp found the phase
+    complete.
 
     Attributes
     ----------
