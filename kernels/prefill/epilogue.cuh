@@ -48,7 +48,8 @@ DEVICE void store_output(const Params& p, const Mainloop& loop, const QueryTile<
         for (int i = 0; i < Rows::kIterS; ++i) {
             const int n = i % Rows::kPeriod, down = i / Rows::kPeriod * Rows::kPeriodRows, row = Rows::row(lane, n);
             if (row + down < rows) {
-                *(uint4*)(out + (i64)row * p.out_stride + Rows::chunk(lane, n) * (kChunkBytes / (int)sizeof(T)) + (i64)down * p.out_stride) = v[i];
+                *(uint4*)(out + (i64)row * p.out_stride + Rows::chunk(lane, n) * (kChunkBytes / (int)sizeof(T)) +
+                          (i64)down * p.out_stride) = v[i];
             }
         }
     }
