@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pagedattn import arch as archs
-from pagedattn import params, tuned
+from pagedattn import params, query_tiles, tuned
 from pagedattn.errors import UnsupportedError
 from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.spec import SPLITS, KernelSpec, decode_heads
@@ -124,19 +124,6 @@ def merge(dtype: str, head_dim: int, device: Target, values: dict[str, Any]) -> 
     return Launch(spec, -(-rows // spec.warps), params.pack(**values))
 
 
-def head_pack(spec: KernelSpec, group_size: int, max_seqlen_q: int) -> int:
-    """Prefill: how many heads of a group share a query tile; a power of two that divides the group.
-
-    Four balance long queries best; short ones fill the tile with more heads. A slab of 16 rows holds tokens of one head.
-    """
-    assert spec.cta_q is not None
-    limit = min(8 if max_seqlen_q <= 16 else 4, spec.cta_q // 16)
-    pack = 1
-    while pack * 2 <= limit and group_size % (pack * 2) == 0:
-        pack *= 2
-    return pack
-
-
 def _cache_values(problem: Problem, device: Target) -> dict[str, Any]:
     """The AttentionParams that say where the cache's rows are in the pool."""
     layout, batch, address = problem.layout, problem.batch, device.address
@@ -206,9 +193,11 @@ def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch, mode
     stored = str(layout.kv_dtype)
     heads = pack_size(num_heads // layout.num_kv_heads, layout.head_dim, stored, source.mma)
     common = (layout.dtype, stored, layout.head_dim, arch.name, source.name)
+    prefill = [spec_for("prefill", *common, adjusted=adjusted, model=model) for adjusted in (False, True)]
     return [
-        *(spec_for(op, *common, model=model) for op in ("append", "gather", "prefill")),
-        spec_for("prefill", *common, adjusted=True, model=model),
+        *(spec_for(op, *common, model=model) for op in ("append", "gather")),
+        *prefill,
+        *(long for spec in prefill if (long := tuned.for_long(spec, model))),
         *(spec_for("decode", *common, heads, splits, model=model) for splits in SPLITS),
         *([spec_for("decode", *common, heads, "flat", model=model, fused=True)] if source.family == "sm80" else ()),
         spec_for("merge", layout.dtype, layout.dtype, layout.head_dim, arch.name, source.name),
@@ -261,17 +250,16 @@ def plan_prefill(
 ) -> tuple[KernelSpec, int, int, int]:
     """Prefill's spec, query tiles, heads packed in a tile, and in how many parts each tile's keys are read.
 
-    Where the tiles would leave multiprocessors idle, several CTAs share the keys of each, unless `num_splits` is the caller's.
+    Where the tiles would leave multiprocessors idle, several CTAs share the keys of each, and where sequences are long, the row for those
+    is taken; unless `num_splits` is the caller's: then nothing depends on what else is in the batch.
     """
     spec = _spec(op, layout, device, adjusted=adjusted)
-    assert spec.cta_q is not None
-    assert spec.cta_s is not None
-    pack = head_pack(spec, num_heads // layout.num_kv_heads, batch.max_seqlen_q)
-    tiles = num_heads // pack * batch.batch_size * -(-batch.max_seqlen_q // (spec.cta_q // pack))
-    room = device.sm_count * (spec.min_ctas or 1) // max(tiles, 1)
-    row = tuned.prefill_row(spec, device.model)
-    parts = 1 if num_splits else max(1, min(room, cp.own(batch.max_seqlen_k) // (spec.cta_s * row.part_tiles), row.most_parts))
-    return spec, tiles, pack, parts
+    found = query_tiles.shared_out(spec, device, layout, num_heads, batch, num_splits, cp)
+    long = None if num_splits else tuned.for_long(spec, device.model)
+    if long is not None:
+        wide = query_tiles.shared_out(long, device, layout, num_heads, batch, 0, cp)
+        found = wide if query_tiles.long_enough(wide, batch, device.sm_count) else found
+    return found
 
 
 def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:

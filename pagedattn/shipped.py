@@ -23,7 +23,7 @@ def shipped(
     Where `dtypes_` is None, targets below sm_80 get float16 only.
 
     >>> len(shipped(["sm_90"], ["float16"], [128]))
-    33
+    37
     """
     targets = [a.name for n, a in archs.ARCHS.items() if n >= archs.OLDEST] if archs_ is None else archs_
     types = None if dtypes_ is None else tuple(dtypes_)
@@ -47,7 +47,9 @@ def _types(target: str) -> tuple[str, ...]:
 
 def _variants(op: str, dtype: str, kv_dtype: str | None, head_dim: int, target: str) -> Iterator[KernelSpec]:
     if op != "decode":
-        yield from (KernelSpec(op, dtype, kv_dtype, head_dim, target, adjusted=a) for a in ((False, True) if op in TILED else (False,)))
+        for adjusted in (False, True) if op in TILED else (False,):
+            spec = KernelSpec(op, dtype, kv_dtype, head_dim, target, adjusted=adjusted)
+            yield from (spec, long) if (long := spec.for_long()) else (spec,)
         return
     stored = dtypes.stored(kv_dtype, dtypes.activation(dtype)).name
     for heads in decode_heads(head_dim, stored, archs.parse(target).mma) or HEAD_PACKS:  # none: KernelSpec says why

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -217,6 +217,19 @@ class KernelSpec(Footprint):
     def key(self) -> tuning.Key:
         """Decode, prefill, varlen: what its row of the tuning table is found by."""
         return tuning.Key("decode" if self.op == "decode" else "prefill", self.head_dim, self.heads or 0, dtypes.of(self.kv_dtype).bits)
+
+    def for_long(self) -> KernelSpec | None:
+        """Prefill, varlen: the same with the row for long sequences of the tuning table; None where there is no other that fits the target.
+
+        >>> KernelSpec("prefill", arch="sm_90").for_long().name, KernelSpec("prefill", arch="sm_86").for_long()
+        ('prefill_f16_kvf16_d128_q256_s64x2_w8_c1_sm90', None)
+        """
+        row = tuning.long_row(str(self.mma), self.key) if self.op in TILED else None
+        try:
+            spec = row and replace(self, **tuning.fields_of(row))
+        except UnsupportedError:  # too large for the target
+            return None
+        return None if spec == self else spec
 
     @property
     def threads(self) -> int:

@@ -45,7 +45,7 @@ def variants(key: Key, arch: str, tile: Tile) -> list[KernelSpec]:
     """Every kernel of the shipped set that a row serves, with that row; the first of them is the one that is timed."""
     own = ("decode",) if key.op == "decode" else TILED
     specs = shipped([arch], None, [key.head_dim], own, [tuned.STORED[key.bits]])
-    return [replace(spec, **fields_of(tile)) for spec in specs if spec.key == key]
+    return list(dict.fromkeys(replace(spec, **fields_of(tile)) for spec in specs if spec.key == key))
 
 
 def load(specs: Sequence[KernelSpec], device: Device, shelf: Store) -> str:
@@ -81,6 +81,8 @@ class Trial:
 
     def __init__(self, device: Device, key: Key, group: int, shapes: Sequence[Shape] | None = None) -> None:
         self.device, self.key, self.group = device, key, group
+        assert device.arch is not None
+        self.shipped = tuned.row_of(tuned.spec_of(key, device.arch.name), "").tile
         self.shapes = tuple(SHAPES[key.op] if shapes is None else shapes)
         self._works: list[_Work] = []
         self._checked: dict[str, _Work] = {}  # by dtype
@@ -141,7 +143,8 @@ class Trial:
     def _using(self, tile: Tile, work: _Work) -> Iterator[None]:
         """Calls in its body take this row, the way every call takes its own."""
         assert self.device.arch is not None
-        with tuned.trying(self.device.model, self.device.arch.name, self.key, tile):
+        row = None if tile == self.shipped else tile  # with the shipped row, long sequences have their own
+        with tuned.trying(self.device.model, self.device.arch.name, self.key, row):
             try:
                 dispatch.spec_for.cache_clear()
                 work.batch.plans.clear()

@@ -66,8 +66,20 @@ def row_of(spec: KernelSpec, model: str) -> Row:
     if record := found.rows.get(spec.key):
         return Row(record.tile, f"tuned on {model}, {record.made}, {found.path or 'on trial'}")
     rows = tuning.rows(str(spec.mma), spec.key)
+    long = tuning.long_row(str(spec.mma), spec.key)
+    unset: dict[str, Any] = dict.fromkeys(tuning.SPEC_FIELDS)
+    if long is not None and spec == replace(spec, **unset).for_long():
+        return Row(long, "row for long sequences of the shipped table")
     number = next(i for i, row in enumerate(rows) if all(getattr(spec, name) == value for name, value in fields_of(row).items()))
     return Row(rows[number], f"row {number + 1} of {len(rows)} of the shipped table")
+
+
+def for_long(spec: KernelSpec, model: str) -> KernelSpec | None:
+    """Prefill's spec for long sequences in place of `spec`, the one for all others; None: they have the same, as where a row was tuned."""
+    return None if spec.key in table(model, spec.arch).rows else _long(spec)
+
+
+_long = cache(KernelSpec.for_long)
 
 
 def prefill_row(spec: KernelSpec, model: str) -> PrefillTile:

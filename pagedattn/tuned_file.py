@@ -48,7 +48,7 @@ def kernels() -> str:
     for path in sorted(resources.folder("templates").glob("*.j2")):
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)} ".encode() + content)
-    digest.update(repr((tuning.DECODE_OF, tuning.PREFILL_OF)).encode())
+    digest.update(repr((tuning.DECODE_OF, tuning.PREFILL_OF, tuning.PREFILL_LONG)).encode())
     return digest.hexdigest()[:12]
 
 

@@ -183,6 +183,11 @@ PREFILL_M8N8K4: dict[tuple[int, bool], tuple[PrefillTile, ...]] = {
 }
 PREFILL_OF = {"m16n8k16": PREFILL, "m16n8k8": PREFILL_M16N8K8, "m8n8k4": PREFILL_M8N8K4}
 
+# The same for long sequences, in place of the row above: K and V are read for twice the queries. Where query tiles are few, twice as many
+# CTAs serve better, and in short sequences the last tile's empty rows are too large a share.
+PREFILL_LONG: dict[str, dict[tuple[int, bool], PrefillTile]] = {"m16n8k16": {(128, False): PrefillTile(8, 256, 64, 1)}}
+LONG_TILES = 8  # sequences are long that have so many query tiles of such a row each
+
 # head_dims whose prefill kernels are assembled at ptxas's level 1, which keeps the order of the source: where registers are all in use, the
 # default level moves the exponentials of a tile to the front, and spills.
 PREFILL_IN_ORDER = {"m16n8k16": (96, 128, 192, 256), "m16n8k8": (), "m8n8k4": (128,)}
@@ -197,6 +202,15 @@ def rows(mma: str, key: Key) -> tuple[Tile, ...]:
     if key.op == "decode":
         return DECODE_OF[mma].get(key[1:], ())
     return PREFILL_OF[mma].get((key.head_dim, key.bits < 16), ())
+
+
+def long_row(mma: str, key: Key) -> PrefillTile | None:
+    """Prefill's row for long sequences, if there is one.
+
+    >>> long_row("m16n8k16", Key("prefill", 128, 0, 16))
+    PrefillTile(warps=8, cta_q=256, cta_s=64, min_ctas=1, stages=2, part_tiles=8, most_parts=16)
+    """
+    return PREFILL_LONG.get(mma, {}).get((key.head_dim, key.bits < 16)) if key.op == "prefill" else None
 
 
 def fields_of(row: Tile) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def workspace_bytes(
     room = spec.cut_bytes(grid, batch_size * num_kv_heads * packs, places) if cuts else places * spec.piece_bytes
     if max_seqlen_q > 1 and not cuts:
         batch.batch_size, batch.max_seqlen_q = 1, 2  # the fewest query tiles: if their keys are not shared, no others' are
+        batch.num_tokens, batch.num_decode, batch.num_prefill = 2, 0, 1
         spec, *_ = dispatch.plan_prefill(device, layout, num_heads, batch, 0)
         device.sm_count = sm_count * max(1, tuned.MOST_CTAS // (spec.min_ctas or 1))  # a tuned row may make room for more CTAs
         _, _, _, parts = dispatch.plan_prefill(device, layout, num_heads, batch, 0)

@@ -48,7 +48,7 @@ struct Sm80GmemIterator {
         }
     }
 
-private:
+    // The same for K or for V alone; `is_residue`: there may be rows past the end.
     template<bool is_residue, int Index, class CacheIter>
     DEVICE void Copy(const CacheIter& cache, u32 tile, int max_s) const
     {
@@ -74,6 +74,7 @@ private:
         }
     }
 
+private:
     // From a part's first row to the lane's chunk of iteration i, where rows do not follow each other.
     template<int Index, class CacheIter>
     DEVICE i64 Offset(const CacheIter& cache, int i) const

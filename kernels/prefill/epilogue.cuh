@@ -3,6 +3,7 @@
 
 #include "core/float16.cuh"
 #include "core/softmax.cuh"
+#include "iterator/thread_map.cuh"
 #include "prefill/query_tile.cuh"
 
 template<class Mainloop, int kRows, class Params>
@@ -13,7 +14,7 @@ DEVICE void store_output(const Params& p, const Mainloop& loop, const QueryTile<
     using SmemLayout = typename Impl::SmemLayout;
     using Map = typename Impl::Map;
     const QueryTile<kRows> query = shared;  // not read anew for every row
-    const int warp = thread / kWarpSize, lane = thread % kWarpSize, warp_row = warp * Impl::kWarpRows;
+    const int lane = thread % kWarpSize, warp_row = first_query_row<Impl::kWarpRows>(thread / kWarpSize);
     __syncwarp();  // this warp's readers of its rows of Q are done
 #pragma unroll
     for (int i = 0; i < Impl::kSlabs; ++i) {
@@ -32,22 +33,23 @@ DEVICE void store_output(const Params& p, const Mainloop& loop, const QueryTile<
         }
     }
     __syncwarp();
-    constexpr int kStores = Impl::kWarpRows * Impl::kRowChunks / kWarpSize, kTogether = kStores % 4 ? 2 : 4;
-    static_assert(kStores % kTogether == 0);
-#pragma unroll 1
-    for (int first = lane; first < kStores * kWarpSize; first += kTogether * kWarpSize) {
-        uint4 v[kTogether];
-        auto row = [&](int k) { return warp_row + (first + k * kWarpSize) / Impl::kRowChunks; };
-        auto chunk = [&](int k) { return (first + k * kWarpSize) % Impl::kRowChunks; };
+    using Rows = WarpRowsMap<Impl::kRowChunks, kRows, kRows / Impl::kWarpRows>;
 #pragma unroll
-        for (int k = 0; k < kTogether; ++k) {
-            v[k] = *(const uint4*)(smem_q + SmemLayout::offset(row(k), chunk(k)));
+    for (int part = 0; part < Rows::kParts; ++part) {  // a slab: tokens of one head
+        const int first = warp_row + part * Rows::kPartRows, token = query.token(first), rows = query.qlen - token;
+        T* const out = (T*)p.out + (i64)(query.row0 + token) * p.out_stride + query.head(first) * Impl::kHeadDim;
+        uint4 v[Rows::kIterS];
+#pragma unroll
+        for (int i = 0; i < Rows::kIterS; ++i) {
+            const int n = i % Rows::kPeriod, down = i / Rows::kPeriod * Rows::kPeriodRows;
+            v[i] = *(const uint4*)(smem_q + SmemLayout::offset(first + Rows::row(lane, n) + down, Rows::chunk(lane, n)));
         }
 #pragma unroll
-        for (int k = 0; k < kTogether; ++k) {
-            if (query.valid(row(k))) {
-                T* const out = (T*)p.out + (i64)(query.row0 + query.token(row(k))) * p.out_stride + query.head(row(k)) * Impl::kHeadDim;
-                *(uint4*)(out + chunk(k) * (kChunkBytes / (int)sizeof(T))) = v[k];
+        for (int i = 0; i < Rows::kIterS; ++i) {
+            const int n = i % Rows::kPeriod, down = i / Rows::kPeriod * Rows::kPeriodRows, row = Rows::row(lane, n);
+            if (row + down < rows) {
+                *(uint4*)(out + (i64)row * p.out_stride + Rows::chunk(lane, n) * (kChunkBytes / (int)sizeof(T)) +
+                          (i64)down * p.out_stride) = v[i];
             }
         }
     }

@@ -23,13 +23,15 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
     typename Impl::FragO frag_o;
     typename Impl::FragRow frag_m, frag_l;
 
+    static DEVICE void InitBarriers() {}
+
     DEVICE void Clear() { Impl::Clear(frag_o, frag_m, frag_l); }
 
     // Part `part` of p.num_splits of the tile's keys.
     template<class Params>
     DEVICE void operator()(const Params& p, const QueryTile<kRows>& query, int part, u32 smem_ring, u32 smem_q, int thread)
     {
-        const int warp = thread / kWarpSize, lane = thread % kWarpSize, warp_row = warp * Impl::kWarpRows;
+        const int lane = thread % kWarpSize, warp_row = first_query_row<Impl::kWarpRows>(thread / kWarpSize);
         const int first_tile = query.first_key(p) / CTA_S, tiles = (query.keys(p) + CTA_S - 1) / CTA_S - first_tile;
         const int per_part = (tiles + p.num_splits - 1) / p.num_splits;
         int tile = first_tile + tiles - 1 - part * per_part;

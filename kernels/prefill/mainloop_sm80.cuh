@@ -21,15 +21,18 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
     typename Impl::FragO frag_o;
     typename Impl::FragRow frag_m, frag_l;
 
+    // By one thread, before a barrier.
+    static DEVICE void InitBarriers() { TileSource::InitBarriers(); }
+
     DEVICE void Clear() { Impl::Clear(frag_o, frag_m, frag_l); }
 
     // Part `part` of p.num_splits of the tile's keys.
     template<class Params>
     DEVICE void operator()(const Params& p, const QueryTile<kRows>& query, int part, u32 smem_ring, u32 smem_q, int thread)
     {
-        const int warp = thread / kWarpSize, lane = thread % kWarpSize, warp_row = warp * Impl::kWarpRows;
+        const int lane = thread % kWarpSize, warp_row = first_query_row<Impl::kWarpRows>(thread / kWarpSize);
         const int first_tile = query.first_key(p) / CTA_S, tiles = (query.keys(p) + CTA_S - 1) / CTA_S - first_tile;
-        const int per_part = (tiles + p.num_splits - 1) / p.num_splits;
+        const int per_part = p.num_splits > 1 ? (tiles + p.num_splits - 1) / p.num_splits : tiles;
         int tile = first_tile + tiles - 1 - part * per_part;
         const int last_tile = max(first_tile, tile - per_part + 1);
         Clear();
@@ -40,7 +43,7 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
         typename Impl::Start start;
         TileSource source(p, query.b, query.kv_head, smem_ring, thread);
         source.Find(tile, query.len);  // is looked up while the queries are sent for
-        prefetch_query<T, Impl::kHeadDim, kThreads, typename Impl::SmemLayout>(p, query, smem_q, thread);
+        prefetch_query<Impl, kWarps>(p, query, smem_q, thread);
         source.Start(tile - last_tile + 1, query.len);  // the queries arrive with the first tile
 
         // A warp's slabs hold consecutive tokens, or the same tokens of other heads.
@@ -50,15 +53,23 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
 
         const int whole_end = query.common_keys(p) / CTA_S, whole_begin = (query.common_first_key(p) + CTA_S - 1) / CTA_S;
         for (; tile >= last_tile; --tile) {
-            const u32 slot = source.Next(tile > last_tile, query.len);
+            const bool more = tile > last_tile;
+            const u32 slot = source.Next(more, query.len);
             if (tile < whole_end && tile >= whole_begin) {
-                Step<Impl, false>(p, query, start, iter_q, place, slot, tile * CTA_S);
+                Step<Impl, false>(p, query, start, iter_q, place, slot, tile * CTA_S, [&] {
+                    source.EndK();
+                    source.BeginV(more);
+                });
+                source.EndV();
                 continue;
             }
+            source.BeginV(more);
 #pragma unroll 1
             for (int key = CTA_S - Part::CTA_S; key >= 0; key -= Part::CTA_S) {
-                Step<Part, true>(p, query, start, iter_q, place, slot + key * Impl::kRowBytes, tile * CTA_S + key);
+                Step<Part, true>(p, query, start, iter_q, place, slot + key * Impl::kRowBytes, tile * CTA_S + key, [] {});
             }
+            source.EndK();
+            source.EndV();
         }
         Impl::Finish(frag_m, frag_l, start);
     }
@@ -74,10 +85,11 @@ private:
         int warp_row, position, last, slab_step, lane;
     };
 
-    // The keys of a tile, or of a part of one, from key0 on; V of each lies kTileBytes behind K.
-    template<class Some, bool masked, class Params>
+    // The keys of a tile, or of a part of one, from key0 on; V of each lies kTileBytes behind K. `between`: what is done when K is used up, and
+    // before V is read.
+    template<class Some, bool masked, class Params, class Between>
     DEVICE void Step(const Params& p, const QueryTile<kRows>& query, typename Impl::Start& start, const typename Impl::SmemIterQ& iter_q,
-                     const Place& place, u32 k, int key0)
+                     const Place& place, u32 k, int key0, Between&& between)
     {
         // Of what the warp's first row keeps, but for the window.
         const int end = 1 + (p.causal ? place.position : position_of_key(p, query.len - 1)), place0 = position_of_key(p, key0);
@@ -93,6 +105,7 @@ private:
             const Bounds bounds{place.position - p.window_size + 1 - place0, end - place0, p.causal ? 1 : 0, place.slab_step, p.cp_size};
             Some::Mask(frag_s, bounds, p.window_size, place.lane);
         }
+        between();
         Some::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
         Some::ComputePV(frag_o, frag_l, frag_s, typename Some::SmemIterV{k + kTileBytes, place.lane});
     }

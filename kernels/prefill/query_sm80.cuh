@@ -6,22 +6,25 @@
 #include "prefill/query_tile.cuh"
 #include "ptx/cp_async.cuh"
 
-// Rows past the sequence's end become zeros.
-template<class T, int kHeadDim, int kThreads, class SmemLayout, int kRows, class Params>
-DEVICE void prefetch_query(const Params& p, const QueryTile<kRows>& shared, u32 smem_q, int thread)
+// Each warp sends for its own rows, a slab at a time, which are tokens of one head; those past the sequence's end become zeros.
+template<class Impl, int kWarps, int kRows, class Params>
+DEVICE void prefetch_query(const Params& p, const QueryTile<kRows>& tile, u32 smem_q, int thread)
 {
-    const QueryTile<kRows> tile = shared;  // not read anew for every row
-    constexpr int kRowChunks = kHeadDim * sizeof(T) / kChunkBytes;
-    using Map = RakedThreadMap<kRowChunks, kRows, kThreads>;
-    if (!Map::active(Map::offset_s(thread))) {
-        return;
-    }
-    const int chunk = Map::offset_c(thread);
+    using T = typename Impl::T;
+    using SmemLayout = typename Impl::SmemLayout;
+    using Map = WarpRowsMap<Impl::kRowChunks, kRows, kWarps>;
+    static_assert(Map::kPartRows == Impl::kSlabRows);
+    const int lane = thread % kWarpSize;
 #pragma unroll
-    for (int i = 0; i < Map::kIterS; ++i) {
-        const int row = Map::offset_s(thread) + i * Map::kRowsPerIter;
-        const i64 token = tile.row0 + min(tile.token(row), tile.qlen - 1);
-        const T* const src = (const T*)p.q + token * p.q_stride + tile.head(row) * kHeadDim + chunk * (kChunkBytes / (int)sizeof(T));
-        cp_async_16_zfill(smem_q + SmemLayout::offset(row, chunk), src, tile.valid(row));
+    for (int part = 0; part < Map::kParts; ++part) {
+        const int first = Map::first_row(thread) + part * Map::kPartRows, token = tile.token(first), rows = tile.qlen - token;
+        const T* const src = (const T*)p.q + (i64)(tile.row0 + token) * p.q_stride + tile.head(first) * Impl::kHeadDim;
+#pragma unroll
+        for (int i = 0; i < Map::kIterS; ++i) {
+            const int n = i % Map::kPeriod, row = Map::row(lane, n), down = i / Map::kPeriod * Map::kPeriodRows;
+            const T* const mine = src + (i64)row * p.q_stride + Map::chunk(lane, n) * (kChunkBytes / (int)sizeof(T));
+            cp_async_16_zfill(SmemLayout::down(smem_q + SmemLayout::offset(first + row, Map::chunk(lane, n)), down),
+                              mine + (i64)down * p.q_stride, row + down < rows);
+        }
     }
 }

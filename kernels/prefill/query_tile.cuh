@@ -16,12 +16,12 @@ struct QueryTile {
     template<class Params>
     DEVICE bool Find(const Params& p, int index)
     {
-        const int pack_log2 = p.head_packs, packs = p.num_heads >> pack_log2;
-        head0 = index % packs << pack_log2;
-        index /= packs;
-        b = index % p.batch_size;
-        const int from_end = index / p.batch_size;
-        kv_head = head0 / p.group_size;
+        const u32 pack_log2 = p.head_packs, packs = (u32)p.num_heads >> pack_log2, batch_size = p.batch_size;
+        const u32 of_packs = (u32)index / packs;
+        head0 = (index - of_packs * packs) << pack_log2;
+        const u32 from_end = of_packs / batch_size;
+        b = of_packs - from_end * batch_size;
+        kv_head = (u32)head0 / (u32)p.group_size;
         row0 = p.cu_seqlens_q[b];
         qlen = p.cu_seqlens_q[b + 1] - row0;
         klen = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];
@@ -63,3 +63,11 @@ struct QueryTile {
         return p.window_size ? own_keys(p, max(klen - qlen + token0 + (1 << tokens_log2) - p.window_size, 0)) : 0;
     }
 };
+
+// The first of a warp's query rows. Warps that are four apart share a scheduler: where a tile's tokens are several warps' rows, the diagonal
+// leaves those with early tokens less to do, and one of them shares it with one that has late tokens.
+template<int kWarpRows>
+DEVICE int first_query_row(int warp)
+{
+    return (warp & 4 ? warp ^ 3 : warp) * kWarpRows;
+}

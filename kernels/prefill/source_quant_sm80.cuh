@@ -28,6 +28,8 @@ struct QuantTileSource {
           late_(kWarps >= 8 && (thread / kWarpSize & 4)), first_(true)
     {}
 
+    static DEVICE void InitBarriers() {}
+
     // Looks up tile `tile` of a sequence of `len` keys.
     DEVICE void Find(int tile, int len)
     {
@@ -60,6 +62,11 @@ struct QuantTileSource {
         }
         return tile;
     }
+
+    // What Next waits for is K and V.
+    DEVICE void EndK() const {}
+    DEVICE void BeginV(bool) const {}
+    DEVICE void EndV() const {}
 
 private:
     DEVICE void Prefetch(int len)

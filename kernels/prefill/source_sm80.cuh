@@ -1,24 +1,39 @@
 // Where prefill's tiles of K and V come from: TileSource hands out shared-memory tiles of T, the next one on its way while this one is
 // computed.
-// This one serves caches that store T: a ring of two tiles, straight from the blocks.
+// This one serves caches that store T: two places for K and two for V, straight from the blocks.
 #pragma once
 
 #include "core/family_sm80.cuh"
 #include "iterator/gmem_sm80.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/memory.cuh"
 
+// Every warp copies rows of its own. It says that K is used up and that what it copied of the next K is there, and waits half a tile later until
+// all have said so; the same for V. So a warp may be ahead of the others, or behind, by half a tile. Where tiles are so short that this costs more
+// than it brings, all warps meet once a tile.
 template<class Impl, class CacheIterFactory, int kWarps>
 struct TileSource {
     using T = typename Impl::T;
     static constexpr int kTileBytes = Impl::CTA_S * Impl::kRowBytes;
     static constexpr int kSlotBytes = 2 * kTileBytes;  // K, V
     static constexpr int kBytes = 2 * kSlotBytes;
+    static constexpr bool kApart = Impl::kHeadDim > 64;
 
     using GmemIter = Sm80GmemIterator<WarpRowsMap<Impl::kRowChunks, Impl::CTA_S, kWarps>, typename Impl::SmemLayout>;
     using CacheIter = typename CacheIterFactory::Iterator;
 
     CacheIter cache_;
     GmemIter gmem_;
-    u32 smem_, slot_;
+    u32 smem_, slot_;  // of the tile that is sent for
+
+    // One thread calls this; a barrier must follow.
+    static DEVICE void InitBarriers()
+    {
+        if (kApart) {
+            mbarrier_init(Barrier<kKeyData>(), kWarps);
+            mbarrier_init(Barrier<kValueData>(), kWarps);
+        }
+    }
 
     template<class Params>
     DEVICE TileSource(const Params& p, int b, int kv_head, u32 smem, int thread)
@@ -35,31 +50,89 @@ struct TileSource {
     // Begins at that tile, the first of `tiles`.
     DEVICE void Start(int, int len)
     {
-        Prefetch(0, len);
+        gmem_.Prefetch(cache_, smem_, smem_ + kTileBytes, len - cache_.tile_ * Impl::CTA_S);
+        FindNext();
         cp_async_commit_group();
+        Arrive<kKeyData>();
+        Arrive<kValueData>();
+        slot_ = kSlotBytes;
     }
 
-    // The address of the tile that was started last, K before V; `more`: starts the one before it.
-    DEVICE u32 Next(bool more, int len)
+    // The address of the tile that was started last, K before V, when its K is there; `more`: starts the K of the one before it, all of whose
+    // rows are the sequence's.
+    DEVICE u32 Next(bool more, int)
     {
-        const u32 tile = smem_ + slot_;
-        cp_async_wait_group<0>();
-        __syncthreads();
-        slot_ = kSlotBytes - slot_;
-        if (more) {
-            Prefetch(slot_, len);
+        const u32 tile = smem_ + kSlotBytes - slot_;
+        if (!kApart) {
+            cp_async_wait_group<0>();
+            __syncthreads();
         }
-        cp_async_commit_group();
+        Fetch<kKeyData>(more);
+        if (!kApart) {
+            Fetch<kValueData>(more);
+        }
         return tile;
     }
 
-private:
-    DEVICE void Prefetch(u32 slot, int len)
+    // This warp has used up the tile's K.
+    DEVICE void EndK() { Arrive<kKeyData>(); }
+
+    // When this returns, the tile's V is there.
+    DEVICE void BeginV(bool more)
     {
-        const int rows = len - cache_.tile_ * Impl::CTA_S;
-        gmem_.Prefetch(cache_, smem_ + slot, smem_ + slot + kTileBytes, rows);
+        if (kApart) {
+            Fetch<kValueData>(more);
+        }
+    }
+
+    // This warp has used up the tile's V.
+    DEVICE void EndV()
+    {
+        Arrive<kValueData>();
+        slot_ = kSlotBytes - slot_;
+    }
+
+private:
+    template<int Index>
+    static DEVICE u32 Barrier()
+    {
+        __shared__ u64 barrier;
+        return shared_address(&barrier);
+    }
+
+    template<int Index>
+    DEVICE void Arrive() const
+    {
+        if (!kApart) {
+            return;
+        }
+        cp_async_wait_group<0>();
+        __syncwarp();
+        if (gmem_.lane_ == 0) {
+            mbarrier_arrive(Barrier<Index>());
+        }
+    }
+
+    // Waits for the tile's K or V; `more`: sends for that of the next one.
+    template<int Index>
+    DEVICE void Fetch(bool more)
+    {
+        if (kApart) {
+            mbarrier_wait_parity(Barrier<Index>(), slot_ == 0);  // phases alternate as the places do
+        }
+        if (more) {
+            gmem_.template Copy<false, Index>(cache_, smem_ + slot_ + (Index == kValueData ? kTileBytes : 0), Impl::CTA_S);
+            if (Index == kValueData) {
+                FindNext();
+            }
+        }
+        cp_async_commit_group();
+    }
+
+    DEVICE void FindNext()
+    {
         if (cache_.tile_ > 0) {
-            cache_.Advance(len);
+            cache_.Advance(0);
             gmem_.Find(cache_, Impl::CTA_S);
         }
     }

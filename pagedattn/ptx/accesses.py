@@ -201,6 +201,25 @@ class Accesses:
             self.fault(problem, i, w)
         self.shared.write(flat, values, width)
 
+    def mbarrier_init(self, address: Array, counts: Array, i: Instruction, w: Lanes) -> None:
+        flat = self._shared_place(address, 8, i, w)
+        if problem := self.shared.barrier_init(flat, counts, w.index, i.line):
+            self.fault(problem, i, w)
+
+    def mbarrier_arrive(self, address: Array, i: Instruction, w: Lanes) -> Array:
+        """Its result, the barrier's state, is opaque, and here nothing."""
+        flat = self._shared_place(address, 8, i, w)
+        if problem := self.shared.barrier_arrive(flat, w.index, i.line):
+            self.fault(problem, i, w)
+        return np.zeros(w.n, np.uint64)
+
+    def mbarrier_complete(self, address: Array, parities: Array, i: Instruction, w: Lanes) -> Array:
+        flat = self._shared_place(address, 8, i, w)
+        problem, found = self.shared.barrier_complete(flat, parities, w.index, i.line)
+        if problem:
+            self.fault(problem, i, w)
+        return found
+
     def commit(self, w: Lanes) -> None:
         self.shared.commit(w.index)
 

@@ -68,6 +68,11 @@ def is_barrier(i: Instruction) -> bool:
     return (i.op[0] == "bar" and i.op[1] != "warp") or i.op[0] == "barrier"
 
 
+def is_poll(i: Instruction) -> bool:
+    """Whether a warp asks here, perhaps again and again, for what another one does."""
+    return i.op[:2] == ("mbarrier", "test_wait")
+
+
 def registers(x: Operand) -> list[int]:
     """The registers that an operand names."""
     if isinstance(x, Reg):
@@ -81,7 +86,7 @@ def registers(x: Operand) -> list[int]:
 
 def effects(i: Instruction) -> tuple[list[int], list[int]]:
     """The registers that an instruction reads and writes. Under a guard the written ones are read, too: they may keep their value."""
-    first = 0 if i.op[0] in _WRITES_NONE else 1
+    first = 0 if i.op[0] in _WRITES_NONE or i.op[:2] == ("mbarrier", "init") else 1
     reads = [r for x in i.operands[first:] for r in registers(x)]
     writes = [r for x in i.operands[:first] for r in registers(x)]
     if i.guard:

@@ -24,7 +24,7 @@ CLASSES = {
     "global": (),
     "shared": (),
     "warp": ("shfl", "vote", "redux", "match", "activemask"),
-    "barrier": ("bar", "barrier", "membar", "fence"),
+    "barrier": ("bar", "barrier", "mbarrier", "membar", "fence"),
     "special": ("ex2", "lg2", "rcp", "rsqrt", "sqrt", "tanh", "div"),
     "control": ("bra", "ret", "exit", "trap"),
     "convert": ("cvt", "cvta"),

@@ -109,6 +109,8 @@ class _Machine(Executor):
         self.waiting: dict[int, list[Lanes]] = {}  # at a CTA barrier, by its block
         self.gathering: dict[int, list[Lanes]] = {}  # warps that wait for their other lanes, before a block
         self.exited = np.zeros(shape.n, bool)
+        instructions = code.program.instructions
+        self.polled = {b.number: 0 for b in code.blocks if any(map(basic.is_poll, instructions[b.start : b.stop]))}  # and when, in steps
         self.steps = 0
         self.executed = [0] * len(code.blocks)
         self.warps = [0] * len(code.blocks)
@@ -129,7 +131,7 @@ class _Machine(Executor):
                 else:
                     break
             else:
-                number = min(self.ready)
+                number = min(self.ready, key=self._turn) if self.polled else min(self.ready)
             w = forced or merge(self.shape, self.ready.pop(number))
             b = blocks[number]
             if b.collective and not w.whole and forced is None:
@@ -139,6 +141,10 @@ class _Machine(Executor):
                 w = found
             self._execute(b, w)
         self._count()
+
+    def _turn(self, number: int) -> tuple[int, int]:
+        """Who asks for what others do comes after all others, and whoever asked last after whoever did before."""
+        return self.polled.get(number, -1), number
 
     def _gather(self, number: int, w: Lanes) -> Lanes | None:
         """The warps whose lanes that still run are all here; the others wait for theirs."""
@@ -158,6 +164,8 @@ class _Machine(Executor):
             last = b.end or self.code.program.instructions[b.stop - 1]
             detail = f"a kernel must end within {self.max_steps:,} instructions; this one still runs here"
             self.fault(Problem("step limit", np.ones(w.n, bool), detail), last, w)
+        if b.number in self.polled:
+            self.polled[b.number] = self.steps
         self.executed[b.number] += w.n
         self.warps[b.number] += w.n // 32 if w.whole else len(w.warps)
         f: Any = self.registers

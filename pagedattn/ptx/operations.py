@@ -48,6 +48,8 @@ def code(c: Coder, i: Instruction) -> str | None:
         return _copy(c, i)
     if name == "createpolicy":
         return _policy(c, i)
+    if name == "mbarrier":
+        return _mbarrier(c, i)
     if i.op[:2] == ("bar", "warp"):
         return f"m.warp_barrier({_mask(c, i.operands[0])}, {c.keep(i)}, w)"
     if name == "activemask":
@@ -146,6 +148,17 @@ def _policy(c: Coder, i: Instruction) -> str:
     if i.op[1:] != ("fractional", "L2::evict_first", "b64"):
         raise ValueError("this policy is not defined")
     return c.put(i.operands[0], f"broadcast({c.constant(0, 'u8')}, w.n)", "u8")
+
+
+def _mbarrier(c: Coder, i: Instruction) -> str:
+    what, o, me = ".".join(i.op[1:]), i.operands, c.keep(i)
+    if what == "init.shared.b64":
+        return f"m.mbarrier_init({_place(c, o[0])}, broadcast({c.use(o[1], 'u4')}, w.n), {me}, w)"
+    if what == "arrive.shared.b64":
+        return c.put(o[0], f"m.mbarrier_arrive({_place(c, o[1])}, {me}, w)", "u8")
+    if what == "test_wait.parity.shared.b64":
+        return c.put(o[0], f"m.mbarrier_complete({_place(c, o[1])}, broadcast({c.use(o[2], 'u4')}, w.n), {me}, w)", "?")
+    raise ValueError("only init, arrive and test_wait.parity of .shared.b64 are defined")
 
 
 def _mask(c: Coder, x: Operand) -> str:

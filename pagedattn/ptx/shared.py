@@ -1,7 +1,7 @@
 """Shared memory that knows who wrote and read each word since when, and so finds unwritten reads, races and copies that have not arrived.
 
-A stamp is who and when, in 64 bits: CTA barriers passed (29) | warp (5) | warp barriers passed (24) | lane (5), and bit 63 for a cp.async
-on its way. Two accesses are ordered if a CTA barrier lies between them, or if they are of one warp and a warp barrier does, or one thread.
+A stamp is who and when (stamps.py). Two accesses are ordered if a CTA barrier lies between them, or if they are of one warp and a warp
+barrier does, or one thread, or if the later one's warp knows of the earlier one by an mbarrier (mbarriers.py).
 """
 
 from __future__ import annotations
@@ -11,17 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pagedattn.ptx.mbarriers import Mbarriers
 from pagedattn.ptx.memory import WIDTHS, Problem
+from pagedattn.ptx.stamps import EPOCH, LANES, ONE, ONE_BARRIER, OTHER_WARP, PENDING, unordered, warp_and_time, who
 
 Array = NDArray[Any]
 
 START = 1024  # where hardware since sm_80 begins, too; so that address 0 is wrong
-_LANE, _TIME, _WARP = 5, 24, 5
-_EPOCH = np.uint64(1 << (_LANE + _TIME + _WARP))
-_OTHER_WARP = np.uint64(1 << (_LANE + _TIME))
-_LANES = np.uint64((1 << _LANE) - 1)
-_ONE = np.uint64(1)
-_PENDING = np.uint64(1 << 63)
 
 
 class _Copy(NamedTuple):
@@ -53,7 +49,7 @@ class SharedMemory:
         self._views = {w: self.bytes.view(t) for w, t in WIDTHS.items()}
         lane = np.arange(ctas * warps * 32, dtype=np.uint64)
         warp = lane // np.uint64(32) % np.uint64(warps)
-        self.stamp = _EPOCH + warp * _OTHER_WARP + (lane & _LANES)
+        self.stamp = EPOCH + warp * OTHER_WARP + (lane & LANES)
         self.warps = warps
         words = ctas * self.stamps if check else 0
         self.writer, self.reader, self.other = (np.zeros(words, np.uint64) for _ in range(3))
@@ -62,15 +58,16 @@ class SharedMemory:
         self.issued = np.zeros(len(lane), np.int64)
         self.arrived = np.zeros(len(lane), np.int64)
         self._copies: list[_Copy] = []
+        self.barriers = Mbarriers(ctas, warps)
 
     def cta_barrier(self, ctas: Array) -> None:
         """Every thread of these CTAs has passed a barrier."""
         stamps = self.stamp.reshape(-1, self.warps * 32)
-        stamps[ctas] += _EPOCH
+        stamps[ctas] += EPOCH
 
     def warp_barrier(self, lanes: Array) -> None:
         """These lanes have passed bar.warp.sync."""
-        self.stamp[lanes] += np.uint64(1 << _LANE)
+        self.stamp[lanes] += ONE_BARRIER
 
     def check_place(self, address: Array, width: int) -> Problem | None:
         odd = (address & (width - 1)) != 0
@@ -118,7 +115,7 @@ class SharedMemory:
         words = self._words(flat, width)
         mine = np.broadcast_to(self.stamp[lanes][:, None], words.shape)
         writer = self.writer[words]
-        odd = (writer - _ONE) >= (_PENDING - _ONE)
+        odd = (writer - ONE) >= (PENDING - ONE)
         if odd.any():
             lane, word = self._first(odd)
             if writer[lane, word] == 0:
@@ -126,13 +123,13 @@ class SharedMemory:
                     "unwritten", np.any(odd, axis=1), f"a read must follow a write; nobody wrote {self._name(words[lane, word])}"
                 )
             return Problem("pending copy", np.any(odd, axis=1), self._pending(words[lane, word], "read"))
-        clash = _clash(writer, mine)
+        clash = self._apart(writer, mine, lanes)
         if clash.any():
             lane, word = self._first(clash)
             text = self._unordered(writer[lane, word], "wrote", words[lane, word], self.written_at, "read", mine[lane, word])
             return Problem("race", np.any(clash, axis=1), text)
         before = self.reader[words]
-        keep = _clash(before, mine)
+        keep = unordered(before, mine)
         if keep.any():
             self._remember(words[keep], before[keep], mine[keep], self.read_at[words[keep]])
         self.reader[words] = mine
@@ -154,9 +151,9 @@ class SharedMemory:
 
     def _remember(self, words: Array, stamps: Array, last: Array, lines: Array | int) -> None:
         """A second reader of words whose last one is `last`: one of another warp wins over one of the same."""
-        far = (stamps ^ last) >= _OTHER_WARP
+        far = (stamps ^ last) >= OTHER_WARP
         known = self.other[words] ^ last
-        replace = far | ~((known < _EPOCH) & (known >= _OTHER_WARP))
+        replace = far | ~((known < EPOCH) & (known >= OTHER_WARP))
         near = replace & ~far
         self.other[words[near]] = stamps[near]
         self.other[words[far]] = stamps[far]
@@ -172,9 +169,9 @@ class SharedMemory:
             (self.other, "read", self.also_read_at),
         ):
             stamps = held[words]
-            clash = _clash(stamps & ~_PENDING, mine)
+            clash = self._apart(stamps & ~PENDING, mine, lanes)
             if verb == "wrote":
-                pending = stamps >= _PENDING
+                pending = stamps >= PENDING
                 if pending.any():
                     lane, word = self._first(pending)
                     return Problem("pending copy", np.any(pending, axis=1), self._pending(words[lane, word], "write"))
@@ -199,7 +196,7 @@ class SharedMemory:
                 bad = np.zeros(len(flat), bool)
                 bad[order[1:][differ]] = bad[order[:-1][differ]] = True
                 where = f"to {self._name(words[lane, word])} at once"
-                text = f"{_who(after[lane, word])} and {_who(mine[lane, word])} write different values {where}"
+                text = f"{who(after[lane, word])} and {who(mine[lane, word])} write different values {where}"
                 return Problem("race", bad, text)
         return None
 
@@ -219,7 +216,7 @@ class SharedMemory:
             return None
         problem = self.note_write(flat, None, lanes, width, line)
         words = self._words(flat, width)
-        self.writer[words] |= _PENDING
+        self.writer[words] |= PENDING
         self._copies.append(_Copy(words, lanes, self.issued[lanes]))
         return problem
 
@@ -243,16 +240,51 @@ class SharedMemory:
         if left is None:
             self.issued[lanes] += 1
 
+    def barrier_init(self, flat: Array, counts: Array, lanes: Array, line: int) -> Problem | None:
+        if problem := self.note_write(flat, counts.astype(np.uint64), lanes, 8, line):
+            return problem
+        self.barriers.init(flat, counts)
+        return None
+
+    def barrier_arrive(self, flat: Array, lanes: Array, line: int) -> Problem | None:
+        if problem := self._no_barrier(flat, lanes, line):
+            return problem
+        self.barriers.arrive(flat, lanes // (32 * self.warps), *warp_and_time(self.stamp[lanes]))
+        return None
+
+    def barrier_complete(self, flat: Array, parities: Array, lanes: Array, line: int) -> tuple[Problem | None, Array]:
+        if problem := self._no_barrier(flat, lanes, line):
+            return problem, np.zeros(0, bool)
+        warps, _ = warp_and_time(self.stamp[lanes])
+        return None, self.barriers.complete(flat, parities, lanes // (32 * self.warps), warps)
+
+    def _no_barrier(self, flat: Array, lanes: Array, line: int) -> Problem | None:
+        missing = self.barriers.missing(flat)
+        if missing.any():
+            return Problem("unwritten", missing, "mbarrier.init must come before an mbarrier is used; nobody made one here")
+        return self.note_read(flat, lanes, 8, line)
+
+    def _apart(self, old: Array, mine: Array, lanes: Array) -> Array:
+        """Whether old accesses are of other threads, with nothing between them and mine."""
+        clash = unordered(old, mine)
+        known = self.barriers.known
+        if known is None or not clash.any():
+            return clash
+        warp, time = warp_and_time(old)
+        own, _ = warp_and_time(mine)
+        found: Array = clash & ((warp == own) | (time >= known[lanes[:, None] // (32 * self.warps), own, warp % self.warps]))
+        return found
+
     def _place(self, line: int) -> str:
         return self.places.get(line, f"PTX line {line}")
 
     def _pending(self, word: int, verb: str) -> str:
-        issuer, place = _who(self.writer[word]), self._place(int(self.written_at[word]))
+        issuer, place = who(self.writer[word]), self._place(int(self.written_at[word]))
         return f"a {verb} must follow the wait for the cp.async that {issuer} issued at {place}, to {self._name(word)}"
 
     def _unordered(self, stamp: Any, verb: str, word: int, at: Array, now: str, mine: Any) -> str:
-        before = f"{_who(stamp)} {verb} {self._name(word)} at {self._place(int(at[word]))}"
-        return f"a barrier must lie between: {before}; got a {now} by {_who(mine)}"
+        before = f"{who(stamp)} {verb} {self._name(word)} at {self._place(int(at[word]))}"
+        return f"a barrier must lie between: {before}; got a {now} by {who(mine)}"
 
     def _name(self, word: int) -> str:
         at = int(word) % self.stamps
@@ -265,14 +297,3 @@ class SharedMemory:
     def _first(mask: Array) -> tuple[int, int]:
         lane, word = np.unravel_index(int(np.argmax(mask)), mask.shape)
         return int(lane), int(word)
-
-
-def _clash(old: Array, new: Array) -> Array:
-    """Whether two stamps are of different threads with no barrier between."""
-    x = old ^ new
-    return (x < _EPOCH) & ((x >= _OTHER_WARP) | (x - _ONE < _LANES))
-
-
-def _who(stamp: Any) -> str:
-    value = int(stamp)
-    return f"warp {value >> (_LANE + _TIME) & 31} lane {value & 31}"

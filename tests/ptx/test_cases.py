@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import pagedattn as pa
-from pagedattn import arch, reference, spec
+from pagedattn import arch, reference, spec, tuning
 from pagedattn.devices.interpreter import InterpreterDevice
+from pagedattn.dispatch import Launch
 from pagedattn.shipped import shipped
 from tests.attention import test_attention
 from tests.attention.cases import CASES, Case, Lengths
@@ -99,6 +100,23 @@ OTHER_TARGETS = [
 @pytest.mark.parametrize(("case", "target"), OTHER_TARGETS, ids=lambda x: getattr(x, "id", x))
 def test_target(case: Case, target: str) -> None:
     test_attention.test_case(case, f"interpreter:{target}")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_row_for_long_sequences(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel on sequences that are not long, which is enough to find what is wrong with it."""
+    monkeypatch.setattr(tuning, "LONG_TILES", 0)
+    names = []
+    run = InterpreterDevice.launch
+
+    def launch(self: InterpreterDevice, launched: Launch, *arguments: object) -> None:
+        names.append(launched.spec.name)
+        run(self, launched, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(InterpreterDevice, "launch", launch)
+    (case,) = (c for c in specs() if c.id == f"prefill-d128-{dtype}")
+    test_attention.test_case(case, "interpreter:sm_90")
+    assert any("_q256_" in name for name in names)
 
 
 # The SM70 family has a main loop of its own, and on sm_70 an mma and layouts of its own.

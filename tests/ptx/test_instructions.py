@@ -430,6 +430,38 @@ def test_atomics_and_barriers() -> None:
     assert sorted(before[:128].tolist()) == list(range(5, 133))
 
 
+HANDED_ON = """mov.u32 %tmp0, room; mov.u32 %tmp1, %tid.x; setp.eq.u32 %yes, %tmp1, 0;
+    @%yes mbarrier.init.shared.b64 [%tmp0], 4;
+    bar.sync 0;
+    shl.b32 %tmp2, %tmp1, 2; add.u32 %tmp2, %tmp2, %tmp0;
+    st.shared.u32 [%tmp2+16], in0;
+    SYNC
+    setp.eq.u32 %yes, %lane, 0;
+    @%yes mbarrier.arrive.shared.b64 %wide0, [%tmp0];
+    ASK: mbarrier.test_wait.parity.shared.b64 %yes, [%tmp0], 0;
+    @!%yes bra ASK;
+    xor.b32 %tmp1, %tmp1, 32; shl.b32 %tmp2, %tmp1, 2; add.u32 %tmp2, %tmp2, %tmp0;
+    ld.shared.u32 out0, [%tmp2+16];"""
+
+
+def handed_on(**changes: str) -> tuple[np.ndarray, np.ndarray]:
+    """Warps read what their neighbours wrote, after all have arrived at an mbarrier."""
+    a, body = words(0), HANDED_ON
+    for name, text in {"SYNC": "bar.warp.sync -1;", **changes}.items():
+        body = body.replace(name, text)
+    (found,) = interpret(body, [a], ["b32"], shared=16 + 4 * 128, threads=128)
+    return a, found
+
+
+def test_mbarriers_order_what_warps_do() -> None:
+    a, found = handed_on()
+    assert (found == a.reshape(-1, 2, 32)[:, ::-1].reshape(-1)).all()
+    with pytest.raises(ptx.Fault, match="race: a barrier must lie between"):
+        handed_on(SYNC="")
+    with pytest.raises(ptx.Fault, match=r"unwritten: mbarrier\.init must come before"):
+        handed_on(**{"@%yes mbarrier.init.shared.b64 [%tmp0], 4;": ""})
+
+
 def test_cp_async_zero_fill_and_groups() -> None:
     source = np.arange(32 * 4, dtype=np.uint32)
     text = """.version 8.0

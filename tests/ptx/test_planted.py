@@ -34,47 +34,92 @@ class Plant(NamedTuple):
     head_dim: int = 128
 
 
-NEXT = "        slot_ = kSlotBytes - slot_;\n        if (more) {\n            Prefetch(slot_, len);\n        }\n"
+MEET = "        if (!kApart) {\n            cp_async_wait_group<0>();\n            __syncthreads();\n        }\n"
+COPY = "        Fetch<kKeyData>(more);\n"
+WAIT = "        if (kApart) {\n            mbarrier_wait_parity"
 PLANTS = (
     Plant(
         "dropped barrier",
         "prefill",
         SOURCE,
-        "        __syncthreads();\n        slot_",
-        "        slot_",
+        "            __syncthreads();\n",
+        "",
         "race",
         MAINLOOP,
         "Some::ComputeQK(",
+        head_dim=64,
     ),
     Plant(
         "dropped wait",
         "prefill",
         SOURCE,
-        "        cp_async_wait_group<0>();\n        __sync",
-        "        __sync",
+        "            cp_async_wait_group<0>();\n            __sync",
+        "            __sync",
         "pending copy",
         MAINLOOP,
         "Some::ComputeQK(",
+        head_dim=64,
     ),
     Plant(
         "copy before the barrier",
         "prefill",
         SOURCE,
-        f"        __syncthreads();\n{NEXT}",
-        f"{NEXT}        __syncthreads();\n",
+        f"{MEET}{COPY}",
+        f"{COPY}{MEET}",
         "race",
         SOURCE,
-        "Prefetch(slot_, len)",
+        "gmem_.template Copy<false, Index>(",
+        head_dim=64,
+    ),
+    Plant(
+        "K not waited for",
+        "prefill",
+        SOURCE,
+        WAIT,
+        WAIT.replace("kApart", "kApart && Index == kValueData"),
+        "race",
+        SOURCE,
+        "gmem_.template Copy<false, Index>(",
+    ),
+    Plant(
+        "V not waited for",
+        "prefill",
+        SOURCE,
+        WAIT,
+        WAIT.replace("kApart", "kApart && Index == kKeyData"),
+        "race",
+        SOURCE,
+        "gmem_.template Copy<false, Index>(",
+    ),
+    Plant(
+        "arrival before the copies",
+        "prefill",
+        SOURCE,
+        "        cp_async_wait_group<0>();\n        __syncwarp();\n        if (gmem_.lane_ == 0)",
+        "        __syncwarp();\n        if (gmem_.lane_ == 0)",
+        "pending copy",
+        MAINLOOP,
+        "Some::ComputeQK(",
+    ),
+    Plant(
+        "arrival for lanes that are not there yet",
+        "prefill",
+        SOURCE,
+        "        __syncwarp();\n        if (gmem_.lane_ == 0)",
+        "        if (gmem_.lane_ == 0)",
+        "race",
+        MAINLOOP,
+        "Some::ComputeQK(",
     ),
     Plant(
         "one row too far",
         "prefill",
         EPILOGUE,
-        "query.token(row(k))) * p",
-        "query.token(row(k)) + 1) * p",
+        "query.row0 + token) * p",
+        "query.row0 + token + 1) * p",
         "out of bounds",
         EPILOGUE,
-        "= v[k];",
+        "= v[i];",
     ),
     Plant(
         "off by half a chunk",
@@ -100,8 +145,8 @@ PLANTS = (
         "query not loaded",
         "prefill",
         MAINLOOP,
-        "prefetch_query<T, Impl::kHeadDim",
-        "if (p.head_packs > 99) prefetch_query<T, Impl::kHeadDim",
+        "prefetch_query<Impl, kWarps>(",
+        "if (p.head_packs > 99) prefetch_query<Impl, kWarps>(",
         "unwritten",
         MAINLOOP,
         "Some::ComputeQK(",
@@ -121,10 +166,10 @@ PLANTS = (
         "prefill",
         EPILOGUE,
         "    __syncwarp();  // this warp's readers",
-        "    if (warp == 0) __syncthreads();\n    __syncwarp();  //",
+        "    if (thread < 32) __syncthreads();\n    __syncwarp();  //",
         "barrier divergence",
         EPILOGUE,
-        "if (warp == 0)",
+        "if (thread < 32)",
     ),
     Plant(
         "endless loop",
@@ -342,6 +387,6 @@ def test_a_wrong_swizzle_is_seen_in_the_banks(plant: Plant) -> None:
 
 def test_a_target_below_the_instructions() -> None:
     source = pa.compile(KernelSpec(op="prefill", arch="sm_80")).ptx.replace(".target sm_80", ".target sm_75")
-    with pytest.raises(ptx.Fault, match=r"target: cp\.async\.\S+ needs sm_80; the target is sm_75") as caught:
+    with pytest.raises(ptx.Fault, match=r"target: mbarrier\.\S+ needs sm_80; the target is sm_75") as caught:
         ptx.Code(source)
-    assert caught.value.lines[0].file == "kernels/ptx/cp_async.cuh"
+    assert caught.value.lines[0].file == "kernels/ptx/mbarrier.cuh"

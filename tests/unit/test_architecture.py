@@ -27,7 +27,7 @@ ROWS = (
     ("errors", "dtypes", "arch", "env", "resources", "values"),
     ("layout", "params", "parallel", "tuning", "prepare", "problem", "quant", "rope", "rope_kinds", "footprint", "spec", "shipped"),
     ("render", "nvrtc", "kernel", "entry", "store", "tuned_file"),
-    ("build", "tuned", "dispatch", "fusion", "plan", "workspace"),
+    ("build", "tuned", "query_tiles", "dispatch", "fusion", "plan", "workspace"),
     ("devices",),
     ("allocator", "sequences", "arrays", "collective", "integers"),
     ("assignment", "batch", "block_manager", "block_table", "blocks", "convert", "figures", "pools", "cache", "checks", "extras"),
