@@ -1,8 +1,8 @@
 """Every kernel of this GPU once, on small ragged batches, for NVIDIA's checker to watch.
 
-compute-sanitizer --tool memcheck|racecheck|initcheck|synccheck python -m benchmarks.sanitize [DEVICE]
+compute-sanitizer --tool memcheck|racecheck|initcheck|synccheck python -m benchmarks.sanitize [DEVICE [HEAD_DIM]]
 
-DEVICE "cuda+sm_75" or "cuda+sm_70" stands for the kernels that such a GPU would get.
+DEVICE "cuda+sm_75" or "cuda+sm_70" stands for the kernels that such a GPU would get. Without a HEAD_DIM all are run.
 """
 
 from __future__ import annotations
@@ -58,15 +58,30 @@ def once(device: str, dtype: str, kv_dtype: str | None, head_dim: int, block_len
     assert np.allclose(cp.asnumpy(merged.astype(cp.float32)), cp.asnumpy(out.astype(cp.float32)), atol=1e-2)
 
 
+def long(device: str, dtype: str) -> None:
+    """One sequence that is long enough for the prefill kernel of long sequences."""
+    tokens, rng = 2048, cp.random.default_rng(0)
+    cache = pa.KVCache(tokens // 64, num_kv_heads=2, head_dim=128, block_len=64, dtype=dtype, device=device)
+    batch = cache.extend([cache.new_sequence()], [tokens])
+    q, k, v = (rng.standard_normal((tokens, n, 128), dtype=cp.float32).astype(dtypes.of(dtype).numpy) for n in (16, 2, 2))
+    out = pa.paged_attention(q, cache, batch, k=k, v=v)
+    whole = pa.paged_attention(q, cache, batch, num_splits=1)  # by the other kernel
+    assert np.allclose(cp.asnumpy(out.astype(cp.float32)), cp.asnumpy(whole.astype(cp.float32)), atol=2e-2)
+
+
 def main() -> None:
     device = sys.argv[1] if len(sys.argv) > 1 else "cuda"
+    head_dims = tuple(map(int, sys.argv[2:])) or HEAD_DIMS
     source = pa.devices.get(device).source
     dtypes_here = ("float16", "bfloat16") if source and source.family == "sm80" else ("float16",)
-    for dtype, kv_dtype, head_dim in itertools.product(dtypes_here, (None, "int8", "int4"), HEAD_DIMS):
+    for dtype, kv_dtype, head_dim in itertools.product(dtypes_here, (None, "int8", "int4"), head_dims):
         for block_len, num_heads in ((16, 8), (64, 24)):
             once(device, dtype, kv_dtype, head_dim, block_len, num_heads)
             cp.cuda.Device().synchronize()
         print(dtype, kv_dtype or dtype, head_dim, flush=True)
+    for dtype in dtypes_here:
+        long(device, dtype)
+        cp.cuda.Device().synchronize()
 
 
 if __name__ == "__main__":
