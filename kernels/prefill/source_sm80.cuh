@@ -30,8 +30,8 @@ struct TileSource {
     static DEVICE void InitBarriers()
     {
         if (kApart) {
-            mbarrier_init(Barrier<kKeyData>(), kWarps);
-            mbarrier_init(Barrier<kValueData>(), kWarps);
+            mbarrier_init(Barrier<kKeyData>(), kWarps * kWarpSize);
+            mbarrier_init(Barrier<kValueData>(), kWarps * kWarpSize);
         }
     }
 
@@ -106,11 +106,11 @@ private:
         if (!kApart) {
             return;
         }
+        // Every lane arrives: racecheck does not follow one that speaks for its warp, and that is no faster. The interpreter's mbarriers order
+        // warps, each of them up to its last __syncwarp.
         cp_async_wait_group<0>();
         __syncwarp();
-        if (gmem_.lane_ == 0) {
-            mbarrier_arrive(Barrier<Index>());
-        }
+        mbarrier_arrive(Barrier<Index>());
     }
 
     // Waits for the tile's K or V; `more`: sends for that of the next one.

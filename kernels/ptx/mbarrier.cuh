@@ -13,8 +13,7 @@ DEVICE void mbarrier_init(u32 a, int count)
 // mbarrier.arrive.shared.b64 state, [a]: what this thread did before is seen by all that find the phase complete.
 DEVICE void mbarrier_arrive(u32 a)
 {
-    u64 state;
-    asm volatile("mbarrier.arrive.shared.b64 %0, [%1];" : "=l"(state) : "r"(a) : "memory");
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(a) : "memory");
 }
 
 // mbarrier.test_wait.parity.shared.b64 p, [a], parity: whether the phase of this parity, the current one or the one before it, is complete.
