@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,6 @@ def main() -> None:
         cp.cuda.runtime.getDeviceCount()
     except cp.cuda.runtime.CUDARuntimeError as error:
         raise SystemExit(f"the benchmark needs a GPU and its driver; CUDA says: {error}") from None
-    os.environ["CUDA_CACHE_DISABLE"] = "1"  # NVRTC 13 would find in the driver's cache what it compiled before
     results: dict[str, Any] = {**machine.facts(arguments.commit), "quick": effort.quick, "seconds": {}, "state": {}}
     print(f"{results['device']}, CuPy {results['cupy']}, NVRTC {results['nvrtc']}, commit {results['commit']}", flush=True)
 

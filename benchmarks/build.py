@@ -6,34 +6,24 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any
 
 import cupy as cp
 
 from benchmarks.measure import Effort
-from benchmarks.work_table import HEAD_DIMS
-from pagedattn import nvrtc, render
-from pagedattn.build import level
-from pagedattn.spec import KernelSpec
+from pagedattn import nvrtc
 
 
 def build(results: dict[str, Any], effort: Effort) -> None:
-    """Cold compilation on one core (render to cubin), and reading a kernel from the store.
-
-    NVRTC 13 keeps what it compiled in the driver's cache; CUDA_CACHE_DISABLE=1, which __main__ sets before NVRTC is loaded, compiles again.
-    """
+    """Cold compilation on one core (benchmarks.cold), and reading a kernel from the store."""
     target = cp.cuda.Device().compute_capability
     print(f"\nbuild for sm_{target}, NVRTC {'.'.join(map(str, nvrtc.version()))}")
-    nvrtc.compile('extern "C" __global__ void warm() {}', "warm", f"sm_{target}", {})  # loads NVRTC
-    for op in ("decode", "prefill", "append"):
-        for head_dim in (128,) if effort.quick else HEAD_DIMS:
-            spec = KernelSpec(op=op, head_dim=head_dim, arch=f"sm_{target}")
-            begin = time.perf_counter()
-            nvrtc.compile(render.render(spec), spec.name, spec.arch, render.headers(), level(spec))
-            cold = time.perf_counter() - begin
-            results.setdefault("compile_s", {})[spec.name] = cold
-            print(f"  {spec.name:56}{cold:6.2f} s", flush=True)
+    command = [sys.executable, "-m", "benchmarks.cold", f"sm_{target}", *(["128"] if effort.quick else [])]
+    alone = {**os.environ, "CUDA_CACHE_DISABLE": "1"}  # in a process of its own: in this one it would come too late
+    for line in subprocess.run(command, check=True, capture_output=True, text=True, env=alone).stdout.splitlines():
+        name, seconds = line.split()
+        results.setdefault("compile_s", {})[name] = float(seconds)
+        print(f"  {name:56}{float(seconds):6.2f} s", flush=True)
     with tempfile.TemporaryDirectory() as home:
         code = (
             "import time\nfrom cupy.cuda import nvrtc\nfrom pagedattn.build import build\nfrom pagedattn.spec import KernelSpec\n"
