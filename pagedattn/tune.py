@@ -167,13 +167,14 @@ def table(device: str | Device | None = None) -> TableInUse:
     if target.arch is None or target.source is None:
         raise UnsupportedError(f"device {target.name} runs no kernels and has no tuning table. Name another, such as 'interpreter:sm_90'.")
     names = target.arch.name, target.source.name
-    found = {}
+    found: list[tuple[Key, tuned.Row]] = []
     for op, packs in (("decode", HEAD_PACKS), ("prefill", (0,))):
         for key in (Key(op, head_dim, heads, bits) for head_dim in HEAD_DIMS for heads in packs for bits in tuned.STORED):
             if tuning.rows(target.source.mma, key):
                 stored = tuned.STORED[key.bits] or "float16"
                 spec = dispatch.spec_for(op, "float16", stored, key.head_dim, *names, key.heads or None, model=target.model)
-                found[key] = tuned.row_of(spec, target.model)
+                long = tuned.for_long(spec, target.model) if op == "prefill" else None
+                found += [(key, tuned.row_of(one, target.model)) for one in (spec, long) if one is not None]
     return TableInUse(target.name, target.model, names[0], found)
 
 

@@ -171,20 +171,21 @@ class TuneReport:
 
 @dataclass(frozen=True)
 class TableInUse:
-    """The rows that a device uses; prints as a table. `model` is empty where tuned rows are not looked for."""
+    """The rows that a device uses, prefill's for long sequences behind that for all others; prints as a table. `model` is empty where tuned
+    rows are not looked for."""
 
     device: str
     model: str
     arch: str
-    rows: Mapping[Key, Row]
+    rows: Sequence[tuple[Key, Row]]
 
     def to_dict(self) -> dict[str, Any]:
         """The table as plain data."""
-        rows = [{**key._asdict(), "tile": row.tile._asdict(), "origin": row.origin} for key, row in self.rows.items()]
+        rows = [{**key._asdict(), "tile": row.tile._asdict(), "origin": row.origin} for key, row in self.rows]
         return {"device": self.device, "model": self.model, "arch": self.arch, "rows": rows}
 
     def __str__(self) -> str:
-        lines = [f"{words(key):<24}{short(row.tile):<24}{row.origin}" for key, row in self.rows.items()]
+        lines = [f"{words(key):<24}{short(row.tile):<24}{row.origin}" for key, row in self.rows]
         return "\n".join([f"{self.device}: {self.model or 'no GPU of its own'}, {self.arch}", *lines])
 
 

@@ -30,6 +30,8 @@ def test_tune_shows_the_shipped_table(home: Path, run) -> None:
     assert status == 0
     assert out.splitlines()[0] == "interpreter:sm_86: no GPU of its own, sm_86"
     assert "prefill d128 16-bit     q128_s64x2_w4_c1_p8     row 3 of 3 of the shipped table" in out.splitlines()
+    lines = run("tune", "--show", "--device", "interpreter:sm_90")[1].splitlines()
+    assert "prefill d128 16-bit     q256_s64x2_w8_c1_p8     row for long sequences of the shipped table" in lines
     report = json.loads(run("tune", "--show", "--device", "interpreter:sm_70", "--json")[1])
     assert {row["op"] for row in report["rows"]} == {"decode", "prefill"}
     assert not home.exists()
