@@ -3,6 +3,7 @@
 
 #include "decode/cut_cursor.cuh"
 #include "decode/lane_sum.cuh"
+#include "decode/merged.cuh"
 
 // Pieces in the workspace: a place for every group of every segment, then for each warp places for parts of groups that it shares with the
 // next warps (its own sum of the group's first parts in place 0, a later part in the place of its number) and, where shared memory has no

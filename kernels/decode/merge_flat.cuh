@@ -2,7 +2,7 @@
 // CTA that completes a segment merges it.
 #pragma once
 
-#include "decode/pieces.cuh"
+#include "decode/merged.cuh"
 
 // A warp leaves at most two pieces: of the segment that it found begun (even), and of the one that it left unfinished (odd).
 // A CTA leaves at most two in global memory likewise.
