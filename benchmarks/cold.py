@@ -22,9 +22,9 @@ def main() -> None:
         )
     target, *head_dims = sys.argv[1:]
     nvrtc.compile('extern "C" __global__ void warm() {}', "warm", target, {})  # loads NVRTC
-    for op in ("decode", "prefill", "append"):
+    for op, splits in (("decode", "flat"), ("decode", "cut"), ("prefill", None), ("append", None)):
         for head_dim in map(int, head_dims) if head_dims else HEAD_DIMS:
-            spec = KernelSpec(op=op, head_dim=head_dim, arch=target)
+            spec = KernelSpec(op=op, head_dim=head_dim, arch=target, splits=splits)
             begin = time.perf_counter()
             nvrtc.compile(render.render(spec), spec.name, spec.arch, render.headers(), level(spec))
             print(f"{spec.name} {time.perf_counter() - begin:.3f}", flush=True)

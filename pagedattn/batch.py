@@ -43,8 +43,8 @@ class Batch(BlockTable):
         That no block which takes a new token is in another sequence's row; `KVCache.extend` makes it so. A decode step may then write and
         attend in one launch. Whether it holds is looked at on `cpu`, and with PAGEDATTN_CHECK=1.
     disjoint : bool
-        That no block at all is in two rows, not even of a common prefix: `unshared`, too. A hint that makes decode faster: L2 then keeps
-        what is read more than once. Where it is wrong, results are right and time is lost.
+        That no block at all is in two rows, not even of a common prefix; it makes the batch `unshared`, too. L2 then keeps what decode
+        reads more than once. Where only a prefix is shared after all, results are right and time is lost.
     device : str or Device, optional
         Where the calls run. None: where `block_table` is, or for a host array the default device.
 

@@ -91,8 +91,8 @@ class BlockTable:
         if shared.any():
             b, i = int(writing[shared][0]), int(last[shared][0])
             raise ArgumentError(
-                "a batch may be `unshared` where no block that takes a new token is used a second time; "
-                f"block_table[{b}, {i}], {table[b, i]}, is. Leave `unshared` False."
+                "a batch may be `unshared` (or `disjoint`) where no block that takes a new token is used a second time; "
+                f"block_table[{b}, {i}], {table[b, i]}, is. Leave `unshared` and `disjoint` False."
             )
 
     def pool_of(self, cache: KVCache) -> Any:

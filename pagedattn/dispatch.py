@@ -222,20 +222,18 @@ def plan_decode(
     assert device.source is not None
     heads = pack_size(group_size, layout.head_dim, str(layout.kv_dtype), device.source.mma)
     packs = -(-group_size // heads)
-    if num_splits == 0:
-        spec = _spec("decode", layout, device, heads=heads, splits="flat", fused=fused)
-        assert spec.cta_s is not None
-        units = (cp.own(batch.total_k) // spec.cta_s + 2 * batch.batch_size) * layout.num_kv_heads * packs
-        if units >= _MOST_UNITS:
-            raise UnsupportedError(
-                f"decode's list of key tiles must stay below {_MOST_UNITS} entries, one for every {spec.cta_s} keys of every KV head (and "
-                f"pack of query heads); this batch has about {units}. Make several batches."
-            )
-        grid = device.sm_count * (spec.min_ctas or 1)
-        return spec, grid, packs, grid * spec.cta_pieces
-    spec = _spec("decode", layout, device, heads=heads, splits="cut")
+    spec = _spec("decode", layout, device, heads=heads, splits="cut" if num_splits else "flat", fused=fused and not num_splits)
+    assert spec.cta_s is not None
+    units = (cp.own(batch.total_k) // spec.cta_s + 2 * batch.batch_size) * layout.num_kv_heads * packs
+    if units >= _MOST_UNITS:
+        raise UnsupportedError(
+            f"decode's list of key tiles must stay below {_MOST_UNITS} entries, one for every {spec.cta_s} keys of every KV head (and "
+            f"pack of query heads); this batch has about {units}. Make several batches."
+        )
     grid = device.sm_count * (spec.min_ctas or 1)
-    return spec, grid, packs, spec.group_places(num_splits, cp.own(batch.max_seqlen_k))
+    if num_splits:
+        return spec, grid, packs, spec.group_places(num_splits, cp.own(batch.max_seqlen_k))
+    return spec, grid, packs, grid * spec.cta_pieces
 
 
 def plan_prefill(

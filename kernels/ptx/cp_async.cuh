@@ -22,7 +22,7 @@ DEVICE u64 evict_first_policy()
 // these bits by the name of EVICT_NORMAL.
 constexpr u64 kDefaultPolicy = 0x1000000000000000;
 
-// cp.async.cg.shared.global.L2::cache_hint.L2::128B [dst], [src], 16, policy; before sm_90, where nobody has measured what it brings, none
+// cp.async.cg.shared.global.L2::cache_hint.L2::128B [dst], [src], 16, policy; before sm_90 none: it has been measured on an H200 only
 DEVICE void cp_async_16(u32 dst, const void* src, u64 policy)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900

@@ -44,6 +44,15 @@ def test_cuts_do_not_depend_on_the_batch(device: str, splits: str | int, keyword
     assert outputs(case, device, some, num_splits=splits, **keywords) == [together[b] for b in some]
 
 
+@pytest.mark.parametrize("device", ["interpreter:sm_90", "interpreter:sm_75", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize(("splits", "dim"), [("fixed:64", 128), (2, 64)])
+def test_short_queries_do_not_depend_on_longer_ones(device: str, splits: str | int, dim: int) -> None:
+    """Eight heads of a group could share a query tile where all queries are short. Scores are spread, so that references move."""
+    case = Case("short", "", ((16, 150), (17, 40)), num_heads=16, num_kv_heads=2, head_dim=dim)
+    (alone,) = outputs(case, device, [0], num_splits=splits, softmax_scale=0.3)
+    assert outputs(case, device, [0, 1], num_splits=splits, softmax_scale=0.3)[0] == alone
+
+
 WINDOWED: dict[str, Any] = {"window_size": 300}
 CUTS = [
     ("sm_80", None, {"num_splits": "fixed:256"}),

@@ -93,6 +93,7 @@ def test_every_row_for_long_sequences_is_taken_somewhere() -> None:
         ((512,), (16384,), 0, 256),  # 64 tiles, of whose keys two CTAs take half each
         ((1024, 1, 1, 1), (1024, 900, 900, 900), 0, 256),
         ((512,), (512,), 0, 128),  # 64 tiles of 256 rows; twice as many of half as many have a multiprocessor each
+        ((512, *[1] * 15), (4096,) * 16, 0, 128),  # decode's sequences are no work for prefill
         ((448,) * 32, (4096,) * 32, 0, 128),  # seven tiles a sequence
         ((4096, 16, 16, 16, 16, 16, 16, 16, 16), (4096, *[2000] * 8), 0, 128),
         ((1,) * 64, (8192,) * 64, 0, 128),  # with a mask
