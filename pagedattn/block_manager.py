@@ -54,6 +54,11 @@ class BlockManager:
         self.sequences = SequenceTable()
         self._block_len, self._cp, self._own = block_len, cp, (cp or WHOLE).own
 
+    @property
+    def disjoint(self) -> bool:
+        """Whether no block is in two sequences."""
+        return self.allocator.num_extra == 0
+
     def of(self, sequences: Sequence[int]) -> tuple[Array, Array]:
         """Block table and lengths."""
         rows = self.sequences.rows_of(sequences)
@@ -79,7 +84,7 @@ class BlockManager:
         held = -(-old_own // block_len)
         needed = -(-own // block_len) - held
         grown = int(needed.sum())
-        copied = self._written_and_shared(rows, own - old_own, old_own) if self.allocator.num_extra else ()
+        copied = () if self.disjoint else self._written_and_shared(rows, own - old_own, old_own)
         blocks = self.allocator.take(grown + len(copied))
         try:
             table.require_columns(columns)

@@ -157,7 +157,7 @@ class KVCache:
         return self._manager.extend(sequences, num_new, self._extended)
 
     def _extended(self, table: Array, new: Array, lengths: Array, sources: Array, targets: Array) -> Batch:
-        disjoint = not self._manager.allocator.num_extra
+        disjoint = self._manager.disjoint
         batch = Batch.of_cache(self.device, table, new, lengths, self._checked, unshared=True, disjoint=disjoint)
         if len(sources):
             self._copy_blocks(sources.tolist(), targets.tolist())
@@ -172,8 +172,7 @@ class KVCache:
             Unknown or repeated ids.
         """
         table, lengths = self._manager.of(sequences)
-        disjoint = not self._manager.allocator.num_extra
-        return Batch.of_cache(self.device, table, np.minimum(lengths, 1), lengths, self._checked, disjoint=disjoint)
+        return Batch.of_cache(self.device, table, np.minimum(lengths, 1), lengths, self._checked, disjoint=self._manager.disjoint)
 
     def truncate(self, sequence: int, n: int) -> None:
         """Keep the first `n` tokens of a sequence; blocks that hold none of them are released.

@@ -68,9 +68,8 @@ def workspace_bytes(
     if num_heads % num_kv_heads:
         raise ArgumentError(f"`num_heads` must be a multiple of num_kv_heads, {num_kv_heads}; got {num_heads}.")
     device: Any = SimpleNamespace(arch=archs.parse(arch), source=archs.parse(arch), sm_count=sm_count, model="")
-    batch: Any = SimpleNamespace(
-        batch_size=batch_size, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, total_k=0
-    )  # nobody says how many
+    batch: Any = SimpleNamespace(batch_size=batch_size, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k)
+    batch.total_k = 0  # nobody says how many
     spec, grid, packs, places = dispatch.plan_decode(device, layout, num_heads // num_kv_heads, batch, cuts)
     room = spec.cut_bytes(grid, batch_size * num_kv_heads * packs, places) if cuts else places * spec.piece_bytes
     if max_seqlen_q > 1 and not cuts:

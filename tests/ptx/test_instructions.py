@@ -462,21 +462,28 @@ def test_mbarriers_order_what_warps_do() -> None:
         handed_on(**{"@%yes mbarrier.init.shared.b64 [%tmp0], 4;": ""})
 
 
+# A warp's 16 bytes a lane, from x to shared memory by COPY and on to y.
+THROUGH_SHARED = """.version 8.0
+.target sm_80
+.visible .entry f(.param .u64 x, .param .u64 y) {
+.reg .b32 %r<9>; .reg .b64 %d<6>; .shared .align 16 .b8 room[512];
+ld.param.u64 %d0, [x]; ld.param.u64 %d1, [y];
+mov.u32 %r0, %tid.x; shl.b32 %r1, %r0, 4; mov.u32 %r2, room; add.u32 %r2, %r2, %r1;
+cvt.u64.u32 %d2, %r1; add.s64 %d3, %d0, %d2; add.s64 %d4, %d1, %d2;
+COPY
+ld.shared.v4.u32 {%r4, %r5, %r6, %r7}, [%r2];
+st.global.v4.u32 [%d4], {%r4, %r5, %r6, %r7};
+ret; }"""
+
+
 def test_cp_async_zero_fill_and_groups() -> None:
     source = np.arange(32 * 4, dtype=np.uint32)
-    text = """.version 8.0
-    .target sm_80
-    .visible .entry f(.param .u64 x, .param .u64 y) {
-    .reg .b32 %r<9>; .reg .b64 %d<6>; .shared .align 16 .b8 room[512];
-    ld.param.u64 %d0, [x]; ld.param.u64 %d1, [y];
-    mov.u32 %r0, %tid.x; shl.b32 %r1, %r0, 4; mov.u32 %r2, room; add.u32 %r2, %r2, %r1;
-    cvt.u64.u32 %d2, %r1; add.s64 %d3, %d0, %d2; add.s64 %d4, %d1, %d2;
-    and.b32 %r3, %r0, 1; shl.b32 %r3, %r3, 4;
-    cp.async.cg.shared.global [%r2], [%d3], 16, %r3;
-    cp.async.commit_group; cp.async.commit_group; cp.async.wait_group WAIT;
-    ld.shared.v4.u32 {%r4, %r5, %r6, %r7}, [%r2];
-    st.global.v4.u32 [%d4], {%r4, %r5, %r6, %r7};
-    ret; }"""
+    text = THROUGH_SHARED.replace(
+        "COPY",
+        """and.b32 %r3, %r0, 1; shl.b32 %r3, %r3, 4;
+        cp.async.cg.shared.global [%r2], [%d3], 16, %r3;
+        cp.async.commit_group; cp.async.commit_group; cp.async.wait_group WAIT;""",
+    )
     out = np.zeros_like(source)
     ptx.run(text.replace("WAIT", "1"), 1, 32, [source, out])
     expected = source.reshape(32, 4).copy()
@@ -490,19 +497,12 @@ def test_cp_async_zero_fill_and_groups() -> None:
 
 def test_cp_async_with_a_cache_policy() -> None:
     source = np.arange(32 * 4, dtype=np.uint32)
-    text = """.version 8.0
-    .target sm_80
-    .visible .entry f(.param .u64 x, .param .u64 y) {
-    .reg .b32 %r<9>; .reg .b64 %d<6>; .shared .align 16 .b8 room[512];
-    ld.param.u64 %d0, [x]; ld.param.u64 %d1, [y];
-    mov.u32 %r0, %tid.x; shl.b32 %r1, %r0, 4; mov.u32 %r2, room; add.u32 %r2, %r2, %r1;
-    cvt.u64.u32 %d2, %r1; add.s64 %d3, %d0, %d2; add.s64 %d4, %d1, %d2;
-    createpolicy.fractional.L2::evict_first.b64 %d5, 1.0;
-    cp.async.cg.shared.global.L2::cache_hint.L2::128B [%r2], [%d3], 16, %d5;
-    cp.async.commit_group; cp.async.wait_group 0;
-    ld.shared.v4.u32 {%r4, %r5, %r6, %r7}, [%r2];
-    st.global.v4.u32 [%d4], {%r4, %r5, %r6, %r7};
-    ret; }"""
+    text = THROUGH_SHARED.replace(
+        "COPY",
+        """createpolicy.fractional.L2::evict_first.b64 %d5, 1.0;
+        cp.async.cg.shared.global.L2::cache_hint.L2::128B [%r2], [%d3], 16, %d5;
+        cp.async.commit_group; cp.async.wait_group 0;""",
+    )
     out = np.zeros_like(source)
     ptx.run(text, 1, 32, [source, out])
     assert (out == source).all()

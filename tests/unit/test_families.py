@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pagedattn as pa
-from pagedattn import arch, devices, nvrtc, tuning
+from pagedattn import arch, devices, dispatch, nvrtc, tuning
 from pagedattn.devices.interpreter import InterpreterDevice
 from pagedattn.explain import explain_shape
 from pagedattn.footprint import STATIC_SHARED_BYTES
@@ -199,6 +199,11 @@ def test_a_list_of_tiles_that_32_bits_do_not_count_is_refused() -> None:
     shape: dict[str, Any] = {"head_dim": 64, "block_len": 256, "device": "interpreter:sm_90"}
     with pytest.raises(pa.UnsupportedError, match="list of key tiles must stay below 2147483648 entries, one for every 16 keys"):
         explain_shape(num_heads=64, num_kv_heads=64, seqlens_k=[1 << 20] * 512, **shape)
+    cache = pa.KVCache(1, num_kv_heads=64, head_dim=64, block_len=256, device="interpreter:sm_90")
+    batch = pa.Batch(np.zeros((512, 1 << 12), np.int32), [1] * 512, [1 << 20] * 512, device=cache.device)
+    for cuts in (0, 4, -512):
+        with pytest.raises(pa.UnsupportedError, match="list of key tiles must stay below 2147483648 entries"):
+            dispatch.plan_decode(cache.device, cache.layout, 1, batch, cuts)
     assert explain_shape(num_heads=64, num_kv_heads=8, seqlens_k=[1 << 20] * 512, **shape).steps
 
 
