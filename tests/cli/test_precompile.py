@@ -163,4 +163,6 @@ def test_precompile_needs_a_guarded_script(home: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(pagedattn.__file__).parents[1])}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 1
-    assert 'under `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+    # the last error; Python's own resource tracker may warn behind it
+    errors = [line for line in done.stderr.splitlines() if line.startswith("pagedattn.errors.")]
+    assert 'under `if __name__ == "__main__":`' in errors[-1], done.stderr
