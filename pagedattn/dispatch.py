@@ -269,7 +269,7 @@ def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
     room = spec.cut_bytes(grid, segments, places) if splits else places * spec.piece_bytes
     once = problem.batch.disjoint and packs == 1
     packed = params.pack(**values, head_packs=packs, num_splits=splits, max_splits=places if splits else 0, read_once=once)
-    return Launch(spec, grid, packed, room, segments)
+    return Launch(spec, grid, packed, room, segments if splits else grid * spec.sent_words)
 
 
 def _prefill(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:

@@ -161,10 +161,15 @@ class Footprint:
     def cta_pieces(self) -> int:
         """Pieces of a CTA that may lie in the workspace, unless the caller says how sequences are cut.
 
-        Prefill: one. Decode: one of the segment that a CTA found begun and one of the segment that it left; so does each warp, of the
-        pieces that find no place in shared memory.
+        Prefill: one. Decode: each warp's, one of the segment that it found begun and one of the segment that it left, that find no place in
+        shared memory.
         """
-        return 1 if self.op in TILED else 2 + (2 - self.shared_pieces) * (self.warps or 0)
+        return 1 if self.op in TILED else (2 - self.shared_pieces) * (self.warps or 0)
+
+    @property
+    def sent_words(self) -> int:
+        """Decode, flat: zeroed words of a CTA, for the piece that it sends another one (kernels/decode/sent.cuh)."""
+        return self.piece_bytes // 4
 
     @property
     def shared_bytes(self) -> int:

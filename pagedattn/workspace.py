@@ -1,4 +1,4 @@
-"""The workspace of a call: counters, then room for the pieces of sequences that several CTAs share. Its size is a pure function."""
+"""The workspace of a call: words that are zero between launches, then room for pieces that CTAs share. Its size is a pure function."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from pagedattn.dispatch import Launch
     from pagedattn.plan import Plan
 
-# Counters always take the same room, so that calls of all shapes can share one workspace: what is zero stays zero between launches.
-MOST_COUNTERS = 1 << 16
+# Counters, or what decode's CTAs send each other, always take the same room, so that calls of all shapes can share one workspace: what is
+# zero stays zero between launches.
+MOST_COUNTERS = 1 << 20
 COUNTER_BYTES = 4 * MOST_COUNTERS
 
 
@@ -57,7 +58,7 @@ def workspace_bytes(
     --------
     >>> sizes = {"num_heads": 32, "num_kv_heads": 8, "head_dim": 128, "max_seqlen_k": 1 << 20}
     >>> workspace_bytes(batch_size=64, **sizes, arch="sm_90", sm_count=132)
-    1360384
+    4194304
     """
     sizes = {"batch_size": batch_size, "num_heads": num_heads, "max_seqlen_k": max_seqlen_k, "max_seqlen_q": max_seqlen_q}
     for name, value in {**sizes, "sm_count": sm_count}.items():
@@ -94,10 +95,10 @@ def require(given_bytes: int, launches: Plan | list[Launch]) -> None:
     room, counters = needed(launches)
     if counters > MOST_COUNTERS:
         raise ArgumentError(
-            f"a call with a `workspace` has at most {MOST_COUNTERS} segments (sequences x KV heads x packs of query heads); this one has "
-            f"{counters}. Leave `workspace` None, or make several batches."
+            f"a call that says `num_splits` and has a `workspace` has at most {MOST_COUNTERS} segments (sequences x KV heads x packs of "
+            f"query heads); this one has {counters}. Leave `workspace` None, or make several batches."
         )
-    if room and given_bytes < COUNTER_BYTES + room:
+    if (room or counters) and given_bytes < COUNTER_BYTES + room:
         raise ArgumentError(
             f"`workspace` must have at least {COUNTER_BYTES + room} bytes for this call; got {given_bytes}. `workspace_bytes` tells "
             "how many a call takes; where a `mask` is given, ask it with max_seqlen_q=2 or more."

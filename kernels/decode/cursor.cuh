@@ -147,6 +147,17 @@ struct Shares {
     }
 };
 
+// CTAs take equal shares of the list: they differ by one unit, and so do those of a CTA's warps. Short lists go to as few CTAs as give every
+// warp a unit.
+struct GridShares {
+    u32 ctas;
+    Shares shares;
+
+    DEVICE GridShares(u32 total, u32 warps): ctas(min(gridDim.x, (total - 1) / warps + 1)), shares(Shares::of(total, ctas)) {}
+
+    DEVICE int begin(u32 cta) const { return shares.begin(min(cta, ctas)); }
+};
+
 // The list's length, and where a unit of it is. Each lane looks at sequences lane, 32 + lane, ...; what it found of the first is kept.
 template<class Params, int CTA_S>
 struct FlatPlan {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "decode/merge_cut.cuh"
+#include "ptx/gpu_scope.cuh"
 
 template<class Groups, int kWarps>
 struct SegmentMerge {

@@ -63,6 +63,22 @@ struct Merged {
         Weigh(other.m, other.l, other.o);
     }
 
+    // Adds pieces whose O and (m, l) are o and ends; absent ones are (0, -infinity, 0).
+    template<int kCount>
+    DEVICE void AddAll(const float4 (&o)[kCount], const float2 (&ends)[kCount])
+    {
+        float top = m;
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+            top = fmaxf(top, ends[k].x);
+        }
+        MoveTo(top);
+#pragma unroll
+        for (int k = 0; k < kCount; ++k) {
+            Weigh(ends[k].x, ends[k].y, o[k]);
+        }
+    }
+
     template<class P, class Params>
     DEVICE void Store(const Params& p, const OutRows& rows, int head, int quad) const
     {
@@ -96,7 +112,6 @@ DEVICE Merged add_pieces(const PieceList& pieces, int begin, int step, int head,
     for (int i = begin; i < pieces.count; i += kAtOnce * step) {
         float2 ends[kAtOnce];
         float4 o[kAtOnce];
-        float top = sum.m;
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
             const int index = i + k * step;
@@ -112,15 +127,7 @@ DEVICE Merged add_pieces(const PieceList& pieces, int begin, int step, int head,
                 ld_if(o[k], at, index < pieces.count);
             }
         }
-#pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) {
-            top = fmaxf(top, ends[k].x);
-        }
-        sum.MoveTo(top);
-#pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) {
-            sum.Weigh(ends[k].x, ends[k].y, o[k]);
-        }
+        sum.AddAll(o, ends);
     }
     return sum;
 }

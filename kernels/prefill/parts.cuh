@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/softmax.cuh"
+#include "ptx/gpu_scope.cuh"
 
 template<class Mainloop>
 struct TileParts {

@@ -1,4 +1,4 @@
-// PTX ISA 9.7.9 ld, st, prefetch, prmt: plain data movement, 16 bytes a lane where it counts; 9.7.13.5 atom.
+// PTX ISA 9.7.9 ld, st, prefetch, prmt: plain data movement, 16 bytes a lane where it counts.
 #pragma once
 
 #include "core/types.cuh"
@@ -108,14 +108,6 @@ DEVICE void ld_global_cg_if(float2& d, const void* p, bool there)
 DEVICE void prefetch_l1(const void* p)
 {
     asm volatile("prefetch.global.L1 [%0];" ::"l"(p));
-}
-
-// atom.acq_rel.gpu.global.add.u32: a + x, returns a. What the CTA wrote before a barrier before it is seen by whoever finds its sum.
-DEVICE u32 atom_add_acq_rel(u32* a, u32 x)
-{
-    u32 d;
-    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(d) : "l"(a), "r"(x) : "memory");
-    return d;
 }
 
 // prmt.b32 d, a, b, selector

@@ -241,7 +241,7 @@ class CudaDevice(Device):
                 if workspace is not None:
                     partials, counters = split(workspace.data.ptr)
                 else:
-                    partials, counters = self._workspaces.of(stream, partial_bytes, counts) if partial_bytes else (0, 0)
+                    partials, counters = self._workspaces.of(stream, partial_bytes, counts) if partial_bytes or counts else (0, 0)
                 launcher.struct[: len(params)] = params
                 fill(launcher.struct, 0, *addresses, partials, counters)
                 try:

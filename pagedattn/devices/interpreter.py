@@ -168,7 +168,7 @@ class InterpreterDevice(Device):
         if not grid:
             return
         partials, counters = 0, 0
-        if partial_bytes:
+        if partial_bytes or counted:
             pieces, cells = self._room(partial_bytes, counted, given)
             partials, counters = self.address(pieces), self.address(cells)
             arrays = {**arrays, "partial_o": pieces, "partial_count": cells}

@@ -70,7 +70,7 @@ def is_barrier(i: Instruction) -> bool:
 
 def is_poll(i: Instruction) -> bool:
     """Whether a warp asks here, perhaps again and again, for what another one does."""
-    return i.op[:2] == ("mbarrier", "test_wait")
+    return i.op[:2] in (("mbarrier", "test_wait"), ("ld", "relaxed"))
 
 
 def registers(x: Operand) -> list[int]:

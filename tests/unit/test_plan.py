@@ -419,7 +419,7 @@ def test_the_devices_own_workspace() -> None:
     cache, batch, q, out = cache_on(gpu), batch_on(gpu), rows(gpu, 3), rows(gpu, 3)
     pa.paged_attention(q, cache, batch, out=out, stream=32)
     launched = gpu.launches[-1].params
-    assert (launched["partial_o"], launched["partial_count"]) == gpu._workspaces.of(32, 1, 1)
+    assert (launched["partial_o"], launched["partial_count"]) == gpu._workspaces.of(32, 0, 1)
 
 
 def test_a_merge_that_is_made_ready_selects_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,96 @@
+// Pieces that CTAs send each other through global memory which is zero before. No word of a piece is zero, so that each tells by itself that it
+// has arrived: neither side waits for a fence or asks a counter, which would cost another way to L2 and back each. Whoever has read the pieces
+// puts the zeros back for the next launch.
+//
+// A CTA waits for CTAs before it only, which began before it, and only after it has sent what others wait for.
+#pragma once
+
+#include "decode/merged.cuh"
+#include "ptx/gpu_scope.cuh"
+
+constexpr int kMostTries = 1 << 24;  // of more than half a microsecond each: what does not come by then never will
+
+template<class P>
+struct SentPieces {
+    float* first;  // in the workspace: one for each of `count` CTAs
+    int count;
+
+    static constexpr int kFloats = P::kFloats;
+
+    template<class Params>
+    static DEVICE float* of_cta(const Params& p, int cta)
+    {
+        return (float*)p.partial_count + (i64)cta * kFloats;
+    }
+
+    // Never zero: -0 stands for it.
+    static DEVICE float word(float x) { return x == 0.f ? -0.f : x; }
+    static DEVICE bool arrived(float x) { return __float_as_uint(x) != 0; }
+    static DEVICE bool arrived(float4 o, float2 ends)
+    {
+        return arrived(o.x) && arrived(o.y) && arrived(o.z) && arrived(o.w) && arrived(ends.x) && arrived(ends.y);
+    }
+
+    static DEVICE void Send(float* piece, const Merged& x, int head, int quad)
+    {
+        st_relaxed(piece + head * P::kHeadDim + quad * 4, make_float4(word(x.o.x), word(x.o.y), word(x.o.z), word(x.o.w)));
+        if (quad == 0) {
+            st_relaxed(piece + P::kEnds + 2 * head, make_float2(word(x.m), word(x.l)));
+        }
+    }
+
+    // Adds pieces begin, begin + step, ... in this order as they arrive, and clears their O; kAtOnce loads are in flight.
+    template<int kAtOnce>
+    DEVICE void AddTo(Merged& sum, int begin, int step, int head, int quad) const
+    {
+        const int row = head * P::kHeadDim + quad * 4, ends_of = P::kEnds + 2 * head - row;
+#pragma unroll 1
+        for (int i = begin; i < count; i += kAtOnce * step) {
+            float2 ends[kAtOnce];
+            float4 o[kAtOnce];
+            bool missing[kAtOnce];
+#pragma unroll
+            for (int k = 0; k < kAtOnce; ++k) {
+                missing[k] = i + k * step < count;
+                ends[k] = make_float2(negative_infinity(), 0.f);
+                o[k] = make_float4(0.f, 0.f, 0.f, 0.f);
+            }
+            bool waiting = true;
+#pragma unroll 1
+            for (int tries = 0; waiting; ++tries) {
+                waiting = false;
+#pragma unroll
+                for (int k = 0; k < kAtOnce; ++k) {
+                    const float* const at = first + (i64)(i + k * step) * kFloats + row;
+                    ld_relaxed_if(ends[k], at + ends_of, missing[k]);
+                    ld_relaxed_if(o[k], at, missing[k]);
+                }
+#pragma unroll
+                for (int k = 0; k < kAtOnce; ++k) {
+                    missing[k] = missing[k] && !arrived(o[k], ends[k]);
+                    waiting = waiting || missing[k];
+                }
+                if (tries == kMostTries) {
+                    trap();  // lengths were changed while the launch ran, or the workspace was not zeroed
+                }
+            }
+#pragma unroll
+            for (int k = 0; k < kAtOnce; ++k) {
+                if (i + k * step < count) {
+                    *(float4*)(first + (i64)(i + k * step) * kFloats + row) = make_float4(0.f, 0.f, 0.f, 0.f);
+                }
+            }
+            sum.AddAll(o, ends);
+        }
+    }
+
+    // The others' m and l, which several threads read, behind a barrier.
+    DEVICE void ClearEnds(int heads, int thread, int threads) const
+    {
+#pragma unroll 1
+        for (int i = thread; i < count * heads; i += threads) {
+            const int cta = (u32)i / (u32)heads;
+            *(float2*)(first + (i64)cta * kFloats + P::kEnds + 2 * (i - cta * heads)) = make_float2(0.f, 0.f);
+        }
+    }
+};
