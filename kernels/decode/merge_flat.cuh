@@ -9,10 +9,14 @@
 template<class P_, int kWarps, int kRingBytes, int kSharedPieces>
 struct FlatMerge {
     using P = P_;
-    using Sent = SentPieces<P>;
+    static constexpr int kSpans = 2;
+    using Sum = MergedSpans<kSpans>;
+    using Sent = SentPieces<P, kSpans>;
     static constexpr int kThreads = kWarps * kWarpSize;
-    static constexpr int kTeamBytes = kThreads * sizeof(Merged);  // shared memory that teams of threads take
-    static constexpr int kAtOnce = kThreads < 384 ? 9 : 6;        // a team's pieces of a segment that an eighth of 132 CTAs share
+    static constexpr int kItems = P::kQuads / kSpans;          // of a head: what a thread adds up
+    static constexpr int kMostTeams = 4;                       // of threads, which share the pieces of a segment
+    static constexpr int kTeamBytes = kThreads * sizeof(Sum);  // of shared memory that they take
+    static constexpr int kAtOnce = 5;                          // a team's pieces of a segment that an eighth of 132 CTAs share
     static_assert(2 * kWarps <= kWarpSize, "one lane for each piece");
     static_assert(!kSharedPieces || P::kBytes <= kRingBytes, "a drained ring holds a piece");
 
@@ -68,10 +72,10 @@ struct FlatMerge {
         const Runs runs(shared.part, thread % kWarpSize);
         const bool received = (runs.starts & 1) && runs.of(shared.part, 0).received();
         const u32 others = received ? runs.starts & ~1u : runs.starts;
-        const int items = min(P::kHeads, p.group_size) * P::kQuads, teams = received ? teams_of(items) : 1;
+        const int items = min(P::kHeads, p.group_size) * kItems, teams = received ? teams_of(items) : 1;
         const int first_cta = received ? shared.first_cta : 0;
         const Sent sent{Sent::of_cta(p, first_cta), received ? (int)blockIdx.x - first_cta : 0};
-        Merged sum;
+        Sum sum;
         bool receiving = false;
 #pragma unroll 1
         for (int i = kThreads - 1 - thread, to = __popc(others) * items;; i += kThreads) {
@@ -93,12 +97,13 @@ struct FlatMerge {
             const int e = receiving ? 0 : last_but(others, number), team = receiving ? number : 0;
             const Run run = runs.of(shared.part, e);
             const OutRows rows = run.rows(p);
-            const int head = item / P::kQuads, quad = item % P::kQuads;
+            const int head = item / kItems, quad = item % kItems;
             if (head >= rows.heads) {
                 continue;
             }
             // the first is e; every later one is the even piece of the next warp
-            sum = add_pieces<P, false, 4>({place(p, e), place(p, e & ~1), kEvenStride, run.count}, team, receiving ? teams : 1, head, quad);
+            sum = add_pieces<P, false, 4, kSpans>({place(p, e), place(p, e & ~1), kEvenStride, run.count}, team, receiving ? teams : 1,
+                                                  head, quad);
             if (receiving) {
                 sent.template AddTo<kAtOnce>(sum, team, teams, head, quad);
             }
@@ -168,26 +173,26 @@ private:
     static DEVICE int teams_of(int items)
     {
         int teams = 1;
-        while ((teams + 1) * items <= kThreads) {
+        while (teams < kMostTeams && (teams + 1) * items <= kThreads) {
             ++teams;
         }
         return teams;
     }
 
     template<class Params>
-    DEVICE void AddTeams(const Params& p, const OutRows& rows, const Merged& sum, int items, int teams, int thread) const
+    DEVICE void AddTeams(const Params& p, const OutRows& rows, const Sum& sum, int items, int teams, int thread) const
     {
-        Merged* const sums = (Merged*)smem;
+        Sum* const sums = (Sum*)smem;
         sums[thread] = sum;
         __syncthreads();
-        const int head = thread / P::kQuads;
+        const int head = thread / kItems;
         if (thread < items && head < rows.heads) {
-            Merged all = sum;
+            Sum all = sum;
 #pragma unroll 1
             for (int i = 1; i < teams; ++i) {
                 all.Add(sums[thread + i * items]);
             }
-            all.template Store<P>(p, rows, head, thread % P::kQuads);
+            all.template Store<P>(p, rows, head, thread % kItems);
         }
     }
 };

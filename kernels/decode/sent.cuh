@@ -10,8 +10,9 @@
 
 constexpr int kMostTries = 1 << 24;  // of more than half a microsecond each: what does not come by then never will
 
-template<class P>
+template<class P, int kSpans>
 struct SentPieces {
+    using Sum = MergedSpans<kSpans>;
     float* first;  // in the workspace: one for each of `count` CTAs
     int count;
 
@@ -26,14 +27,24 @@ struct SentPieces {
     // Never zero: -0 stands for it.
     static DEVICE float word(float x) { return x == 0.f ? -0.f : x; }
     static DEVICE bool arrived(float x) { return __float_as_uint(x) != 0; }
-    static DEVICE bool arrived(float4 o, float2 ends)
+    static DEVICE bool arrived(const float4 (&o)[kSpans], float2 ends)
     {
-        return arrived(o.x) && arrived(o.y) && arrived(o.z) && arrived(o.w) && arrived(ends.x) && arrived(ends.y);
+        bool all = arrived(ends.x) && arrived(ends.y);
+#pragma unroll
+        for (int s = 0; s < kSpans; ++s) {
+            all = all && arrived(o[s].x) && arrived(o[s].y) && arrived(o[s].z) && arrived(o[s].w);
+        }
+        return all;
     }
 
-    static DEVICE void Send(float* piece, const Merged& x, int head, int quad)
+    static DEVICE float4 words(float4 x) { return make_float4(word(x.x), word(x.y), word(x.z), word(x.w)); }
+
+    static DEVICE void Send(float* piece, const Sum& x, int head, int quad)
     {
-        st_relaxed(piece + head * P::kHeadDim + quad * 4, make_float4(word(x.o.x), word(x.o.y), word(x.o.z), word(x.o.w)));
+#pragma unroll
+        for (int s = 0; s < kSpans; ++s) {
+            st_relaxed(piece + head * P::kHeadDim + Sum::template dim<P>(quad, s), words(x.o[s]));
+        }
         if (quad == 0) {
             st_relaxed(piece + P::kEnds + 2 * head, make_float2(word(x.m), word(x.l)));
         }
@@ -41,19 +52,22 @@ struct SentPieces {
 
     // Adds pieces begin, begin + step, ... in this order as they arrive, and clears their O; kAtOnce loads are in flight.
     template<int kAtOnce>
-    DEVICE void AddTo(Merged& sum, int begin, int step, int head, int quad) const
+    DEVICE void AddTo(Sum& sum, int begin, int step, int head, int quad) const
     {
         const int row = head * P::kHeadDim + quad * 4, ends_of = P::kEnds + 2 * head - row;
 #pragma unroll 1
         for (int i = begin; i < count; i += kAtOnce * step) {
             float2 ends[kAtOnce];
-            float4 o[kAtOnce];
+            float4 o[kAtOnce][kSpans];
             bool missing[kAtOnce];
 #pragma unroll
             for (int k = 0; k < kAtOnce; ++k) {
                 missing[k] = i + k * step < count;
                 ends[k] = make_float2(negative_infinity(), 0.f);
-                o[k] = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+                for (int s = 0; s < kSpans; ++s) {
+                    o[k][s] = make_float4(0.f, 0.f, 0.f, 0.f);
+                }
             }
             bool waiting = true;
 #pragma unroll 1
@@ -63,7 +77,10 @@ struct SentPieces {
                 for (int k = 0; k < kAtOnce; ++k) {
                     const float* const at = first + (i64)(i + k * step) * kFloats + row;
                     ld_relaxed_if(ends[k], at + ends_of, missing[k]);
-                    ld_relaxed_if(o[k], at, missing[k]);
+#pragma unroll
+                    for (int s = 0; s < kSpans; ++s) {
+                        ld_relaxed_if(o[k][s], at + Sum::template dim<P>(0, s), missing[k]);
+                    }
                 }
 #pragma unroll
                 for (int k = 0; k < kAtOnce; ++k) {
@@ -77,7 +94,7 @@ struct SentPieces {
 #pragma unroll
             for (int k = 0; k < kAtOnce; ++k) {
                 if (i + k * step < count) {
-                    *(float4*)(first + (i64)(i + k * step) * kFloats + row) = make_float4(0.f, 0.f, 0.f, 0.f);
+                    ClearRow(first + (i64)(i + k * step) * kFloats + row);
                 }
             }
             sum.AddAll(o, ends);
@@ -91,6 +108,15 @@ struct SentPieces {
         for (int i = thread; i < count * heads; i += threads) {
             const int cta = (u32)i / (u32)heads;
             *(float2*)(first + (i64)cta * kFloats + P::kEnds + 2 * (i - cta * heads)) = make_float2(0.f, 0.f);
+        }
+    }
+
+private:
+    static DEVICE void ClearRow(float* at)
+    {
+#pragma unroll
+        for (int s = 0; s < kSpans; ++s) {
+            *(float4*)(at + Sum::template dim<P>(0, s)) = make_float4(0.f, 0.f, 0.f, 0.f);
         }
     }
 };
