@@ -38,9 +38,10 @@ struct CodeRows {
         if (gmem_.lane_ >= kParamLanes) {
             return;
         }
+        const int byte = opaque(gmem_.lane_) * kChunkBytes;  // what follows from it is not worth a register of the main loop
 #pragma unroll
         for (int part = 0; part < Map::kParts; ++part) {  // (scale, zero): a chunk holds those of four rows
-            const int row = gmem_.first_row_ + part * Map::kPartRows, byte = gmem_.lane_ * kChunkBytes;
+            const int row = gmem_.first_row_ + part * Map::kPartRows;
             const char* const src = cache.template PtrIn<Index == kKeyData ? kKeyParam : kValueParam>(gmem_.block_[part], row, byte);
             const u32 dst = codes + kCodeBytes + row * Config::kParamBytes + byte;
             if (is_residue) {

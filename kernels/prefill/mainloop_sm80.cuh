@@ -46,13 +46,17 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
         prefetch_query<Impl, kWarps>(p, query, smem_q, thread);
         source.Start(tile - last_tile + 1, query.len);  // the queries arrive with the first tile
 
+        // A warp's slabs hold consecutive tokens, or the same tokens of other heads.
+        const int position = query.position(warp_row), slab_step = Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0;
+        const Place place{warp_row, position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, lane};
         const typename Impl::SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
 
         const int whole_end = query.common_keys(p) / CTA_S, whole_begin = (query.common_first_key(p) + CTA_S - 1) / CTA_S;
-        for (int left = tile - last_tile; left >= 0; --left, --tile) {
+        for (; tile >= last_tile; --tile) {
+            const int left = tile - last_tile;
             const u32 slot = source.Next(left);
             if (tile < whole_end && tile >= whole_begin) {
-                Step<Impl, false>(p, query, start, iter_q, warp_row, lane, slot, tile * CTA_S, [&] {
+                Step<Impl, false>(p, query, start, iter_q, place, slot, tile * CTA_S, [&] {
                     source.EndK(left);
                     source.BeginV(left);
                 });
@@ -62,7 +66,7 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
             source.BeginV(left);
 #pragma unroll 1
             for (int key = CTA_S - Part::CTA_S; key >= 0; key -= Part::CTA_S) {
-                Step<Part, true>(p, query, start, iter_q, warp_row, lane, slot + key * Impl::kRowBytes, tile * CTA_S + key, [] {});
+                Step<Part, true>(p, query, start, iter_q, place, slot + key * Impl::kRowBytes, tile * CTA_S + key, [] {});
             }
             source.EndK(left);
             source.EndV(left);
@@ -76,40 +80,33 @@ private:
         static constexpr bool kAdjusted = Impl::kAdjusted;
     };
 
-    // What the rows of a warp keep of the keys from key0 on. Asked only where a tile is cut: nothing of it is worth a register of the whole ones.
-    template<class Params>
-    static DEVICE Bounds Kept(const Params& p, const QueryTile<kRows>& query, int warp_row, int key0)
-    {
-        // A warp's slabs hold consecutive tokens, or the same tokens of other heads.
-        const int slab_step = Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0;
-        const int position = query.position(warp_row), place = position_of_key(p, key0);
-        const int end = 1 + (p.causal ? position : position_of_key(p, query.len - 1));  // for the first row
-        return {position - p.window_size + 1 - place, end - place, p.causal ? 1 : 0, slab_step, p.cp_size};
-    }
+    // Where a warp stands: its first row, positions of that and of the last one.
+    struct Place {
+        int warp_row, position, last, slab_step, lane;
+    };
 
     // The keys of a tile, or of a part of one, from key0 on; V of each lies kTileBytes behind K. `between`: what is done when K is used up, and
     // before V is read.
     template<class Some, bool masked, class Params, class Between>
     DEVICE void Step(const Params& p, const QueryTile<kRows>& query, typename Impl::Start& start, const typename Impl::SmemIterQ& iter_q,
-                     int warp_row, int lane, u32 k, int key0, Between&& between)
+                     const Place& place, u32 k, int key0, Between&& between)
     {
-        Bounds kept;
-        if (masked) {
-            kept = Kept(p, query, warp_row, key0);
-            if (kept.to + kept.step_to * ((Impl::kSlabs - 1) * kept.slab_step + Impl::kSlabRows - 1) <= 0) {
-                return;  // no row of this warp keeps a key
-            }
+        // Of what the warp's first row keeps, but for the window.
+        const int end = 1 + (p.causal ? place.position : position_of_key(p, query.len - 1)), place0 = position_of_key(p, key0);
+        if (masked && place0 >= end + (p.causal ? place.last - place.position : 0)) {
+            return;  // no row of this warp keeps a key
         }
         typename Some::FragS frag_s;
-        Some::ComputeQK(frag_s, iter_q, typename Some::SmemIterK{k, lane});
+        Some::ComputeQK(frag_s, iter_q, typename Some::SmemIterK{k, place.lane});
         if constexpr (Impl::kAdjusted) {
-            adjust_scores<Some>(frag_s, p, query, warp_row, key0, lane);
+            adjust_scores<Some>(frag_s, p, query, place.warp_row, key0, place.lane);
         }
         if (masked) {
-            Some::Mask(frag_s, kept, p.window_size, lane);
+            const Bounds bounds{place.position - p.window_size + 1 - place0, end - place0, p.causal ? 1 : 0, place.slab_step, p.cp_size};
+            Some::Mask(frag_s, bounds, p.window_size, place.lane);
         }
         between();
         Some::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
-        Some::ComputePV(frag_o, frag_l, frag_s, typename Some::SmemIterV{k + kTileBytes, lane});
+        Some::ComputePV(frag_o, frag_l, frag_s, typename Some::SmemIterV{k + kTileBytes, place.lane});
     }
 };
