@@ -53,23 +53,23 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
 
         const int whole_end = query.common_keys(p) / CTA_S, whole_begin = (query.common_first_key(p) + CTA_S - 1) / CTA_S;
         for (; tile >= last_tile; --tile) {
-            const bool more = tile > last_tile;
-            const u32 slot = source.Next(more, query.len);
+            const int left = tile - last_tile;
+            const u32 slot = source.Next(left);
             if (tile < whole_end && tile >= whole_begin) {
                 Step<Impl, false>(p, query, start, iter_q, place, slot, tile * CTA_S, [&] {
-                    source.EndK();
-                    source.BeginV(more);
+                    source.EndK(left);
+                    source.BeginV(left);
                 });
-                source.EndV();
+                source.EndV(left);
                 continue;
             }
-            source.BeginV(more);
+            source.BeginV(left);
 #pragma unroll 1
             for (int key = CTA_S - Part::CTA_S; key >= 0; key -= Part::CTA_S) {
                 Step<Part, true>(p, query, start, iter_q, place, slot + key * Impl::kRowBytes, tile * CTA_S + key, [] {});
             }
-            source.EndK();
-            source.EndV();
+            source.EndK(left);
+            source.EndV(left);
         }
         Impl::Finish(frag_m, frag_l, start);
     }

@@ -5,8 +5,7 @@
 
 #include "core/family_sm80.cuh"
 #include "iterator/gmem_sm80.cuh"
-#include "ptx/mbarrier.cuh"
-#include "ptx/memory.cuh"
+#include "prefill/tile_barriers.cuh"
 
 // Every warp copies rows of its own. It says that K is used up and that what it copied of the next K is there, and waits half a tile later until
 // all have said so; the same for V. So a warp may be ahead of the others, or behind, by half a tile. Where tiles are so short that this costs more
@@ -21,19 +20,14 @@ struct TileSource {
 
     using GmemIter = Sm80GmemIterator<WarpRowsMap<Impl::kRowChunks, Impl::CTA_S, kWarps>, typename Impl::SmemLayout>;
     using CacheIter = typename CacheIterFactory::Iterator;
+    using Barriers = TileBarriers<kWarps * kWarpSize, kApart>;
 
     CacheIter cache_;
     GmemIter gmem_;
     u32 smem_, slot_;  // of the tile that is sent for
 
     // One thread calls this; a barrier must follow.
-    static DEVICE void InitBarriers()
-    {
-        if (kApart) {
-            mbarrier_init(Barrier<kKeyData>(), kWarps * kWarpSize);
-            mbarrier_init(Barrier<kValueData>(), kWarps * kWarpSize);
-        }
-    }
+    static DEVICE void InitBarriers() { Barriers::Init(); }
 
     template<class Params>
     DEVICE TileSource(const Params& p, int b, int kv_head, u32 smem, int thread)
@@ -58,35 +52,35 @@ struct TileSource {
         slot_ = kSlotBytes;
     }
 
-    // The address of the tile that was started last, K before V, when its K is there; `more`: starts the K of the one before it, all of whose
-    // rows are the sequence's.
-    DEVICE u32 Next(bool more, int)
+    // The address of the next tile, K before V, when its K is there; starts the K of the one before it, all of whose rows are the sequence's.
+    // `left`: tiles behind this one.
+    DEVICE u32 Next(int left)
     {
         const u32 tile = smem_ + kSlotBytes - slot_;
         if (!kApart) {
             cp_async_wait_group<0>();
             __syncthreads();
         }
-        Fetch<kKeyData>(more);
+        Fetch<kKeyData>(left > 0);
         if (!kApart) {
-            Fetch<kValueData>(more);
+            Fetch<kValueData>(left > 0);
         }
         return tile;
     }
 
     // This warp has used up the tile's K.
-    DEVICE void EndK() { Arrive<kKeyData>(); }
+    DEVICE void EndK(int) { Arrive<kKeyData>(); }
 
     // When this returns, the tile's V is there.
-    DEVICE void BeginV(bool more)
+    DEVICE void BeginV(int left)
     {
         if (kApart) {
-            Fetch<kValueData>(more);
+            Fetch<kValueData>(left > 0);
         }
     }
 
     // This warp has used up the tile's V.
-    DEVICE void EndV()
+    DEVICE void EndV(int)
     {
         Arrive<kValueData>();
         slot_ = kSlotBytes - slot_;
@@ -94,32 +88,19 @@ struct TileSource {
 
 private:
     template<int Index>
-    static DEVICE u32 Barrier()
-    {
-        __shared__ u64 barrier;
-        return shared_address(&barrier);
-    }
-
-    template<int Index>
     DEVICE void Arrive() const
     {
-        if (!kApart) {
-            return;
+        if (kApart) {
+            cp_async_wait_group<0>();
+            Barriers::template Arrive<Index>();
         }
-        // Every lane arrives: racecheck does not follow one that speaks for its warp, and that is no faster. The interpreter's mbarriers order
-        // warps, each of them up to its last __syncwarp.
-        cp_async_wait_group<0>();
-        __syncwarp();
-        mbarrier_arrive(Barrier<Index>());
     }
 
     // Waits for the tile's K or V; `more`: sends for that of the next one.
     template<int Index>
     DEVICE void Fetch(bool more)
     {
-        if (kApart) {
-            mbarrier_wait_parity(Barrier<Index>(), slot_ == 0);  // phases alternate as the places do
-        }
+        Barriers::template Wait<Index>(slot_ == 0);
         if (more) {
             gmem_.template Copy<false, Index>(cache_, smem_ + slot_ + (Index == kValueData ? kTileBytes : 0), Impl::CTA_S);
             if (Index == kValueData) {

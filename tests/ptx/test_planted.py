@@ -16,6 +16,7 @@ SOURCE, EPILOGUE, MAINLOOP = "prefill/source_sm80.cuh", "prefill/epilogue.cuh", 
 GMEM, DECODE, FLAT, SWIZZLE = "iterator/gmem_sm80.cuh", "decode/mainloop_sm80.cuh", "decode/merge_flat.cuh", "smem/swizzle.cuh"
 DECODE70, GMEM70, IMPL70 = "decode/mainloop_sm70.cuh", "iterator/gmem_warp_sm70.cuh", "decode/impl_m8n8.cuh"
 MAINLOOP70, TILES70, SOFTMAX = "prefill/mainloop_sm70.cuh", "prefill/source_sm70.cuh", "prefill/softmax.cuh"
+BARRIERS, CODES, CODE_ROWS = "prefill/tile_barriers.cuh", "prefill/source_quant_sm80.cuh", "prefill/code_rows.cuh"
 KERNEL = "kernel.cu"
 
 
@@ -32,11 +33,12 @@ class Plant(NamedTuple):
     line: str
     target: str = "sm_80"
     head_dim: int = 128
+    kv_dtype: str | None = None
 
 
 MEET = "        if (!kApart) {\n            cp_async_wait_group<0>();\n            __syncthreads();\n        }\n"
-COPY = "        Fetch<kKeyData>(more);\n"
-WAIT = "        if (kApart) {\n            mbarrier_wait_parity"
+COPY = "        Fetch<kKeyData>(left > 0);\n"
+WAIT = "        Barriers::template Wait<Index>("
 PLANTS = (
     Plant(
         "dropped barrier",
@@ -76,7 +78,7 @@ PLANTS = (
         "prefill",
         SOURCE,
         WAIT,
-        WAIT.replace("kApart", "kApart && Index == kValueData"),
+        WAIT.replace("Barriers", "if (Index == kValueData) Barriers"),
         "race",
         SOURCE,
         "gmem_.template Copy<false, Index>(",
@@ -86,7 +88,7 @@ PLANTS = (
         "prefill",
         SOURCE,
         WAIT,
-        WAIT.replace("kApart", "kApart && Index == kKeyData"),
+        WAIT.replace("Barriers", "if (Index == kKeyData) Barriers"),
         "race",
         SOURCE,
         "gmem_.template Copy<false, Index>(",
@@ -95,8 +97,8 @@ PLANTS = (
         "arrival before the copies",
         "prefill",
         SOURCE,
-        "        cp_async_wait_group<0>();\n        __syncwarp();\n        mbarrier_arrive",
-        "        __syncwarp();\n        mbarrier_arrive",
+        "            cp_async_wait_group<0>();\n            Barriers",
+        "            Barriers",
         "pending copy",
         MAINLOOP,
         "Some::ComputeQK(",
@@ -104,12 +106,68 @@ PLANTS = (
     Plant(
         "arrival for lanes that are not there yet",
         "prefill",
-        SOURCE,
-        "        __syncwarp();\n        mbarrier_arrive",
-        "        mbarrier_arrive",
+        BARRIERS,
+        "        __syncwarp();\n",
+        "",
         "race",
         MAINLOOP,
         "Some::ComputeQK(",
+    ),
+    Plant(
+        "K from codes not waited for",
+        "prefill",
+        CODES,
+        "        Barriers::template Wait<kKeyData>(",
+        "        if (kSlots > 2) Barriers::template Wait<kKeyData>(",
+        "race",
+        MAINLOOP,
+        "Some::ComputeQK(",
+        kv_dtype="int8",
+    ),
+    Plant(
+        "V from codes not waited for",
+        "prefill",
+        CODES,
+        "{ Barriers::template Wait<kValueData>(slot_ == 0); }",
+        "{}",
+        "race",
+        MAINLOOP,
+        "Some::ComputePV(",
+        kv_dtype="int4",
+    ),
+    Plant(
+        "codes not waited for",
+        "prefill",
+        CODES,
+        "            cp_async_wait_group<1>();\n",
+        "",
+        "pending copy",
+        CODE_ROWS,
+        "ld_shared(",
+        kv_dtype="int8",
+    ),
+    Plant(
+        "codes that another lane sent for",
+        "prefill",
+        CODES,
+        "            cp_async_wait_group<1>();\n            __syncwarp();\n",
+        "            cp_async_wait_group<1>();\n",
+        "race",
+        CODE_ROWS,
+        "ld_shared(param",
+        kv_dtype="int8",
+    ),
+    Plant(
+        "the only place for tiles reused too early",
+        "prefill",
+        CODES,
+        "            __syncthreads();\n            End",
+        "            End",
+        "race",
+        CODE_ROWS,
+        "st_shared_v4(",
+        "sm_86",
+        kv_dtype="int8",
     ),
     Plant(
         "one row too far",
@@ -318,10 +376,10 @@ class Planted(InterpreterDevice):
         return ptx.Code(nvrtc.compile(source, spec.name, spec.arch, headers).ptx.decode())
 
 
-def attend(device: InterpreterDevice, op: str, tokens: int = 200, head_dim: int = 128) -> None:
+def attend(device: InterpreterDevice, op: str, tokens: int = 200, head_dim: int = 128, kv_dtype: str | None = None) -> None:
     """One sequence of several tiles, prefill or decode."""
     rng = np.random.default_rng(0)
-    cache = pa.KVCache(16, num_kv_heads=1, head_dim=head_dim, block_len=16, device=device)
+    cache = pa.KVCache(16, num_kv_heads=1, head_dim=head_dim, block_len=16, kv_dtype=kv_dtype, device=device)
     cache.pool[:] = 0
     sequence = cache.new_sequence()
     batch = cache.extend([sequence], [tokens])
@@ -341,7 +399,7 @@ def test_planted(plant: Plant) -> None:
     device = Planted(plant)
     device.max_steps = 60_000
     with pytest.raises(pa.DeviceFault) as caught:
-        attend(device, plant.op, head_dim=plant.head_dim)
+        attend(device, plant.op, head_dim=plant.head_dim, kv_dtype=plant.kv_dtype)
     fault = caught.value.__cause__
     assert isinstance(fault, ptx.Fault)
     assert fault.kind == plant.kind, fault
