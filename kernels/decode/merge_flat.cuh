@@ -9,7 +9,7 @@
 template<class P_, int kWarps, int kRingBytes, int kSharedPieces>
 struct FlatMerge {
     using P = P_;
-    static constexpr int kSpans = 2;
+    static constexpr int kSpans = P::kQuads % 16 ? 3 : 2;  // 8 lanes that read together read a line
     using Sum = MergedSpans<kSpans>;
     using Sent = SentPieces<P, kSpans>;
     static constexpr int kThreads = kWarps * kWarpSize;
