@@ -83,6 +83,7 @@ struct Cursor {
     // A piece ends here. Another begins at `leave`, of another segment: the queries change.
     DEVICE bool paused() const { return done(); }
     DEVICE bool entered() const { return true; }
+    DEVICE void enter(const Params&) {}
 
     // The first tile that the window lets through.
     DEVICE int first() const { return low / CTA_S; }

@@ -66,11 +66,10 @@ struct CutMerge {
         if (walk.begun && c.tile < min(walk.group.end, c.stop)) {
             return;
         }
-        const typename Place::CutsOf cuts(p, c);
         const OutRows rows = OutRows::of<typename P::Impl>(p, c.b, c.slot, row);
-        const int segment = c.segment(p), index = cuts.index(first), groups = cuts.count();
+        const int segment = c.segment(p), index = walk.group.index;
         const bool whole = walk.begun && c.tile == walk.group.end;
-        if (whole && groups == 1) {
+        if (whole && walk.groups == 1) {
             P::StoreOut(p, sum, rows, lane);
             return;
         }
@@ -79,7 +78,7 @@ struct CutMerge {
         if (lane == 0 && !whole) {
             if (walk.begun) {
                 const int parts = (walk.group.end - walk.group.begin + kPartTiles - 1) / kPartTiles;
-                shared.open[warp] = Open{segment, index, groups, part + 1, parts, rows};
+                shared.open[warp] = Open{segment, index, walk.groups, part + 1, parts, rows};
             }
             else {
                 shared.found_end[warp] = part + 1;
