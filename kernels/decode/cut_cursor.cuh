@@ -17,8 +17,8 @@ struct CutCursor: Cursor<Params, CTA_S> {
     // The group that a part is of.
     struct Walk {
         Group group;
-        int groups;  // of the segment
-        int begun;   // its first part is this warp's, too
+        int begun;  // its first part is this warp's, too
+        int alone;  // it is all of its segment
     };
 
     // In shared memory, for main loops have no registers to spare.
@@ -89,11 +89,10 @@ struct CutCursor: Cursor<Params, CTA_S> {
     DEVICE void enter(const Params& p)
     {
         if (new_segment || tile == walk().group.end) {
-            const CutsOf cuts(p, *this);
-            const Walk found{cuts.at(tile), cuts.count(), 0};
+            const Group group = CutsOf(p, *this).at(tile);
             __syncwarp();
             if (threadIdx.x % kWarpSize == 0) {
-                walk() = Walk{found.group, found.groups, tile == found.group.begin};
+                walk() = Walk{group, tile == group.begin, group.begin == 0 && group.end == this->tiles};
             }
             __syncwarp();
         }

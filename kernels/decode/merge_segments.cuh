@@ -55,8 +55,10 @@ struct SegmentMerge {
                 }
             }
             const int side_by_side = shared_out ? count : 1;
+#pragma unroll 1
             for (; turn < side_by_side * items; turn += kThreads) {
                 int item = turn, team = 0;
+#pragma unroll 1
                 for (; item >= items; item -= items) {
                     ++team;
                 }
@@ -84,6 +86,7 @@ private:
     static DEVICE int teams(int items)  // kThreads / items, without a division
     {
         int teams = 1;
+#pragma unroll 1
         while ((teams + 1) * items <= kThreads) {
             ++teams;
         }
