@@ -29,8 +29,7 @@ DEVICE void store_output(const Params& p, const Mainloop& loop, const QueryTile<
 #pragma unroll
             for (int j = 0; j < 2 * Impl::kDimSteps; ++j) {
                 const u32 at = SmemLayout::step(mine, i * Impl::kSlabRows + h * Map::kRowStep, Map::chunks(j)) + Map::bytes(j);
-                *(u32*)(smem_q + at) =
-                    Pair<T>::pack(loop.frag_o[i][j][2 * h] * end.scale, loop.frag_o[i][j][2 * h + 1] * end.scale);
+                *(u32*)(smem_q + at) = Pair<T>::pack(loop.frag_o[i][j][2 * h] * end.scale, loop.frag_o[i][j][2 * h + 1] * end.scale);
             }
         }
     }
