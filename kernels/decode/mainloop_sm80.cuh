@@ -61,31 +61,32 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
                 }
                 cp_async_commit_group();
             };
-#pragma unroll 1
-        for (u32 i = 0; i < kStages - 1; ++i) {
-            prefetch(i);
-        }
-        PrefetchQ(p, place, lane_id);
-
         State state;
         typename Impl::Query query;
-        for (u32 i = 0; !place.done(); place.leave(p, end)) {
-            if (place.entered()) {
-                int heads;
-                const T* const q = query_of(p, place, heads);
-                Impl::LoadQ(query, smem_q, q, heads, p, lane_id / 4, lane_id % 4);
+        for (int i = 1 - kStages; !place.done();) {
+            const bool fills = i < 0;  // the ring; the code of `prefetch` is long, and stands here once
+            int first = 0;
+            if (!fills) {
+                if (place.entered()) {
+                    int heads;
+                    const T* const q = query_of(p, place, heads);
+                    Impl::LoadQ(query, smem_q, q, heads, p, lane_id / 4, lane_id % 4);
+                }
+                state.Clear();
+                place.enter(p);
+                first = place.tile;
             }
-            state.Clear();
-            place.enter(p);
-            const int first = place.tile;
             do {
                 const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id, g = lane / 4, t = lane % 4;
                 cp_async_wait_group<kStages - 2>();
                 __syncwarp();
                 prefetch(i + kStages - 1);
+                if (fills) {
+                    break;
+                }
 
                 const int from = place.from(), to = place.to();
-                const u32 slot = smem_ring + i % kStages * kSlotBytes;
+                const u32 slot = smem_ring + (u32)i % kStages * kSlotBytes;
                 typename Impl::FragS frag_s;
                 typename Impl::FragP frag_p;
                 Impl::ComputeQK(frag_s, query, smem_q, slot, g, t);
@@ -93,9 +94,16 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
                 Impl::ComputePV(state, frag_p, smem_q, slot, from, to, g, t);
                 ++i, ++place.tile;
             } while (!place.paused());
+            if (fills) {
+                if (++i == 0) {
+                    PrefetchQ(p, place, lane_id);
+                }
+                continue;
+            }
             Impl::Finish(state);
             __syncwarp();  // the ring may become the piece's place
             finish(state, place, first);
+            place.leave(p, end);
         }
     }
 };
