@@ -7,7 +7,7 @@
 template<class Params>
 DEVICE int own_keys(const Params& p, int length)
 {
-    return p.cp_size > 1 ? (length + (p.cp_size - 1 - p.cp_rank)) / p.cp_size : length;
+    return p.cp_size > 1 ? (u32)(length + (p.cp_size - 1 - p.cp_rank)) / (u32)p.cp_size : length;
 }
 
 // Where key i stands in its sequence.

@@ -16,7 +16,7 @@ struct Pack {
     DEVICE Pack(const Params& p, int slot): kv_head(slot), index(0)
     {
         if (p.head_packs > 1) {  // most often 1, and a division is a tenth of a microsecond
-            kv_head = slot / p.head_packs;
+            kv_head = (u32)slot / (u32)p.head_packs;
             index = slot - kv_head * p.head_packs;
         }
     }
@@ -60,7 +60,7 @@ struct Cursor {
             len = own_keys(p, len);
             low = own_keys(p, low);
         }
-        return low < len && takes(p, b) ? (len + CTA_S - 1) / CTA_S - low / CTA_S : 0;
+        return low < len && takes(p, b) ? (int)((u32)(len + CTA_S - 1) / CTA_S - (u32)low / CTA_S) : 0;
     }
 
     DEVICE void enter(const Params& p, int sequence)
@@ -83,9 +83,10 @@ struct Cursor {
     // A piece ends here. Another begins at `leave`, of another segment: the queries change.
     DEVICE bool paused() const { return done(); }
     DEVICE bool entered() const { return true; }
+    DEVICE void enter(const Params&) {}
 
     // The first tile that the window lets through.
-    DEVICE int first() const { return low / CTA_S; }
+    DEVICE int first() const { return (u32)low / CTA_S; }
 
     // The first key of the tile, and of it the first and one past the last key that count; below 0 or above CTA_S: all of that side.
     DEVICE int key() const { return (first() + tile) * CTA_S; }

@@ -3,41 +3,14 @@
 
 #include "decode/cuts.cuh"
 
-// A place that runs from part to part without a pause: of the tiles to load.
-template<class Params, int CTA_S, int kPartTiles, int kGroupTiles>
-struct CutAhead: Cursor<Params, CTA_S> {
-    using Base = Cursor<Params, CTA_S>;
-    using CutsOf = Cuts<CTA_S, kPartTiles, kGroupTiles>;
-    using Base::stop;
-
-    DEVICE explicit CutAhead(const Base& place): Base(place) {}
-
-    DEVICE void end_at(const Params& p, int end) { stop = CutsOf(p, *this).next_part(end - this->start - kSegmentUnits); }
-
-    DEVICE void leave(const Params& p, int end)
-    {
-        if (stop == this->tiles) {
-            this->enter_next(p);
-            stop = 0;
-            if (this->tiles > 0) {
-                end_at(p, end);
-            }
-        }
-        if (this->done()) {
-            this->rest();
-        }
-    }
-};
-
 // A warp's place; it pauses at the end of every part.
 template<class Params, int CTA_S, int kPartTiles, int kGroupTiles, int kWarps>
-struct CutCursor: CutAhead<Params, CTA_S, kPartTiles, kGroupTiles> {
-    using Ahead = CutAhead<Params, CTA_S, kPartTiles, kGroupTiles>;
-    using typename Ahead::Base;
-    using typename Ahead::CutsOf;
+struct CutCursor: Cursor<Params, CTA_S> {
+    using Base = Cursor<Params, CTA_S>;
+    using CutsOf = Cuts<CTA_S, kPartTiles, kGroupTiles>;
     using Plan = FlatPlan<Params, CTA_S>;
-    using Ahead::stop;
-    using Ahead::tile;
+    using Base::stop;
+    using Base::tile;
     int pause;         // end of the part
     bool new_segment;  // the part is the first that this warp has of its segment
 
@@ -45,6 +18,7 @@ struct CutCursor: CutAhead<Params, CTA_S, kPartTiles, kGroupTiles> {
     struct Walk {
         Group group;
         int begun;  // its first part is this warp's, too
+        int alone;  // it is all of its segment
     };
 
     // In shared memory, for main loops have no registers to spare.
@@ -54,72 +28,82 @@ struct CutCursor: CutAhead<Params, CTA_S, kPartTiles, kGroupTiles> {
         return walks[opaque((int)threadIdx.x) / kWarpSize];
     }
 
-    // At the first part that begins in units [begin, end).
-    DEVICE CutCursor(const Params& p, const Plan& plan, int lane, int begin, int end): Ahead(plan.find(p, lane, begin))
-    {
-        const CutsOf cuts(p, *this);
-        tile = cuts.next_part(tile);
-        this->end_at(p, end);
-        new_segment = true;
-        if (this->done()) {
-            leave(p, end);
-        }
-        else {
-            enter_group(cuts, tile == cuts.at(tile).begin);
-        }
-    }
+    // What a CTA has of the list.
+    struct Share {
+        Base first, last;  // at its begin, and where it ends
+        int end;
+    };
 
-    // A CTA's units: its share of the list, moved to where groups begin.
+    // A warp's units [begin, end): an equal share of the CTA's, moved to where parts begin; and the CTA's is one of the list, moved to where groups
+    // begin. Every search and division stands here once, for code that runs once is paid for by its length.
     struct Range {
         int begin, end;
+        Base first;  // at the begin, where there is a unit
+        bool idle;   // the CTA has none
 
-        DEVICE Range(const Params& p, const Plan& plan, int lane)
+        DEVICE Range(const Params& p, const Plan& plan, Share& share, int thread): begin(0), end(plan.total), first(plan.first)
         {
-            const Shares shares = Shares::of(plan.total, gridDim.x);
-            begin = end = 0;
-#pragma unroll 1  // code that runs once is paid for by its length
-            for (int i = blockIdx.x; i <= blockIdx.x + 1; ++i) {
-                begin = end;
-                end = plan.total;
-                if (shares.begin(i) < plan.total) {
-                    const Base c = plan.find(p, lane, shares.begin(i));
-                    const int tile = CutsOf(p, c).next_group(c.tile);
-                    end = c.start + (tile ? kSegmentUnits + tile : 0);
+            const int lane = thread % kWarpSize;
+            first.tile = 0;
+#pragma unroll 1
+            for (int level = 0; level < 2; ++level) {  // the CTA's, the warp's
+                const Shares shares = Shares::of(end - begin, level ? kWarps : gridDim.x);
+                const int worker = level ? thread / kWarpSize : blockIdx.x;
+                int at = begin + shares.begin(worker + 1), to = -1;  // first the end
+#pragma unroll 1
+                for (;;) {
+                    if (at < end) {
+                        first = plan.find(p, lane, at);
+                        first.tile = CutsOf(p, first).next(first.tile, level ? kPartTiles : kGroupTiles);
+                        at = first.start + (first.tile ? kSegmentUnits + first.tile : 0);
+                    }
+                    if (level == 0 && thread == 0) {
+                        (to < 0 ? share.last : share.first) = first;
+                    }
+                    if (to < 0) {
+                        to = at;
+                        at = begin + shares.begin(worker);
+                    }
+                    else if (at >= to || first.tile < first.tiles) {
+                        break;
+                    }
+                }
+                begin = at;
+                end = to;
+                if (level == 0) {
+                    idle = begin >= end;
+                    if (thread == 0) {
+                        share.end = end;
+                    }
                 }
             }
         }
     };
 
-    DEVICE void begin(const Params&, int) {}
+    DEVICE explicit CutCursor(const Range& range): Base(range.first), new_segment(true) {}
+
     DEVICE bool paused() const { return tile >= pause; }
     DEVICE bool entered() const { return new_segment; }
+
+    // Before the first tile of a part.
+    DEVICE void enter(const Params& p)
+    {
+        if (new_segment || tile == walk().group.end) {
+            const Group group = CutsOf(p, *this).at(tile);
+            __syncwarp();
+            if (threadIdx.x % kWarpSize == 0) {
+                walk() = Walk{group, tile == group.begin, group.begin == 0 && group.end == this->tiles};
+            }
+            __syncwarp();
+        }
+        pause = min(min(tile + kPartTiles, walk().group.end), stop);
+    }
 
     DEVICE void leave(const Params& p, int end)
     {
         new_segment = this->done();
         if (new_segment) {
-            Ahead::leave(p, end);
-            if (this->done()) {
-                return;
-            }
+            Base::leave(p, end);
         }
-        if (new_segment || tile == walk().group.end) {
-            enter_group(CutsOf(p, *this), true);
-        }
-        else {
-            pause = min(min(tile + kPartTiles, walk().group.end), stop);
-        }
-    }
-
-private:
-    DEVICE void enter_group(const CutsOf& cuts, bool begun)
-    {
-        const Group group = cuts.at(tile);
-        pause = min(min(tile + kPartTiles, group.end), stop);
-        __syncwarp();
-        if (threadIdx.x % kWarpSize == 0) {
-            walk() = Walk{group, begun};
-        }
-        __syncwarp();
     }
 };

@@ -7,16 +7,20 @@
 
 struct Group {
     int begin, end;  // tiles of the segment
+    int index;       // in the segment
 };
 
 // The cuts of a segment: the same for every grid and every batch.
 template<int CTA_S, int kPartTiles, int kGroupTiles>
 struct Cuts {
+    static_assert((kPartTiles & (kPartTiles - 1)) == 0 && (kGroupTiles & (kGroupTiles - 1)) == 0);
+
     int tiles;   // of the segment
     int cut;     // tiles of a cut
     int groups;  // of a cut
     int group;   // tiles of a group
     int offset;  // tiles from the begin of the first cut to the segment's first
+    int gone;    // groups of the first cut before the segment's first
 
     template<class Params, class Place>
     DEVICE Cuts(const Params& p, const Place& c): tiles(c.tiles), offset(0)
@@ -25,41 +29,31 @@ struct Cuts {
             cut = (u32)(tiles + p.num_splits - 1) / (u32)p.num_splits;
         }
         else {  // at multiples of -num_splits keys
-            cut = -p.num_splits / CTA_S;
+            cut = (u32)-p.num_splits / (u32)CTA_S;
             offset = (u32)c.first() % (u32)cut;
         }
-        groups = (cut + kGroupTiles - 1) / kGroupTiles;
+        groups = (u32)(cut + kGroupTiles - 1) / (u32)kGroupTiles;
         group = (u32)(cut + groups - 1) / (u32)groups;
+        gone = (u32)offset / (u32)group;
     }
 
-    // The number of the group that holds a tile, in the segment.
-    DEVICE int index(int tile) const
-    {
-        const u32 at = tile + offset, whole = at / (u32)cut;
-        return whole * groups + (at - whole * cut) / (u32)group - (u32)offset / (u32)group;
-    }
-
-    DEVICE int count() const { return index(tiles - 1) + 1; }
-
+    // The group that holds a tile.
     DEVICE Group at(int tile) const
     {
         const u32 x = tile + offset, whole = x / (u32)cut, k = (x - whole * cut) / (u32)group;
-        const int base = whole * cut - offset;
-        return {max(base + (int)k * group, 0), min(base + min(((int)k + 1) * group, cut), tiles)};
+        const int base = whole * cut - offset, begin = base + (int)k * group;
+        return {max(begin, 0), min(min(begin + group, base + cut), tiles), (int)(whole * groups + k) - gone};
     }
 
-    // The next begin of a group, or of a part, from a tile on.
-    DEVICE int next_group(int tile) const { return next(tile, kGroupTiles); }
-    DEVICE int next_part(int tile) const { return next(tile, kPartTiles); }
+    DEVICE int count() const { return at(tiles - 1).index + 1; }
 
-private:
+    // The next begin of a group (`step`: kGroupTiles) or of a part (kPartTiles), from a tile on.
     DEVICE int next(int tile, int step) const
     {
         if (tile <= 0 || tile >= tiles) {
             return max(min(tile, tiles), 0);
         }
         const Group g = at(tile);
-        const int gone = tile - g.begin;
-        return min(g.begin + (gone + step - 1) / step * step, g.end);
+        return min(g.begin + ((tile - g.begin + step - 1) & -step), g.end);
     }
 };

@@ -13,6 +13,8 @@ struct LaneSum {
     static constexpr int kAtOnce = 8;
     static constexpr int kFloats = 2 * kPairs * kWarpSize;
 
+    static constexpr bool kInRegisters = false;
+
     float2* at;  // the lane's
 
     DEVICE LaneSum(float* sum, int lane): at((float2*)sum + lane) {}

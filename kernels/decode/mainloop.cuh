@@ -33,6 +33,7 @@ struct DecodeQueries {
     {
         int heads;
         const char* const q = (const char*)query_of(p, c, heads);
+#pragma unroll 1
         for (int line = lane; line * kLineBytes < heads * Impl::kHeadDim * (int)sizeof(T); line += kWarpSize) {
             prefetch_l1(q + line * kLineBytes);
         }

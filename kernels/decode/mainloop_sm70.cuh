@@ -86,6 +86,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
                 Impl::LoadQ(query, smem_q, q, heads, p, lane_id / 4, lane_id % 4);
             }
             state.Clear();
+            place.enter(p);
             const int first = place.tile;
             do {
                 const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id, g = lane / 4, t = lane % 4;

@@ -17,7 +17,7 @@ struct CutMerge {
     static constexpr int kSumFloats = Sum::kFloats, kWarpFloats = kParts * P::kFloats + (kSharedSums ? 0 : kSumFloats);
 
     struct Open {  // a group that a warp began and did not finish
-        int segment, index, groups, next, parts;
+        int segment, index, alone, next, parts;
         OutRows rows;
     };
     struct SharedStorage {
@@ -66,20 +66,19 @@ struct CutMerge {
         if (walk.begun && c.tile < min(walk.group.end, c.stop)) {
             return;
         }
-        const typename Place::CutsOf cuts(p, c);
         const OutRows rows = OutRows::of<typename P::Impl>(p, c.b, c.slot, row);
-        const int segment = c.segment(p), index = cuts.index(first), groups = cuts.count();
+        const int segment = c.segment(p), index = walk.group.index;
         const bool whole = walk.begun && c.tile == walk.group.end;
-        if (whole && groups == 1) {
+        if (whole && walk.alone) {
             P::StoreOut(p, sum, rows, lane);
             return;
         }
-        const int part = (first - walk.group.begin) / kPartTiles;
+        const int part = (u32)(first - walk.group.begin) / kPartTiles;
         P::StorePiece(whole ? group_piece(p, segment, index) : part_piece(p, warp, walk.begun ? 0 : part), sum, rows.heads, lane);
         if (lane == 0 && !whole) {
             if (walk.begun) {
-                const int parts = (walk.group.end - walk.group.begin + kPartTiles - 1) / kPartTiles;
-                shared.open[warp] = Open{segment, index, groups, part + 1, parts, rows};
+                const int parts = (u32)(walk.group.end - walk.group.begin + kPartTiles - 1) / kPartTiles;
+                shared.open[warp] = Open{segment, index, walk.alone, part + 1, parts, rows};
             }
             else {
                 shared.found_end[warp] = part + 1;
@@ -97,6 +96,7 @@ struct CutMerge {
         for (int i = thread; i < __popc(open) * items; i += kThreads) {
             u32 rest = open;
             int item = i;
+#pragma unroll 1
             for (; item >= items; item -= items) {
                 rest &= rest - 1;
             }
@@ -106,7 +106,7 @@ struct CutMerge {
                 continue;
             }
             const Merged sum = AddParts(p, o, warp, head, quad);
-            if (o.groups == 1) {
+            if (o.alone) {
                 sum.template Store<P>(p, o.rows, head, quad);
             }
             else {
@@ -127,6 +127,7 @@ private:
         for (int k = 1; k < kParts; ++k) {
             part[k].Clear();
             if (k >= o.next && k < o.parts) {
+#pragma unroll 1
                 while (shared.found_end[owner] <= k) {
                     ++owner;
                 }

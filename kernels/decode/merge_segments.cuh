@@ -17,58 +17,49 @@ struct SegmentMerge {
         int index, groups;
         OutRows rows;
     };
-    struct Left {  // a segment that other CTAs share: what this one has of it
-        Segment segment;
-        int count, tiles;  // none: no such segment
-        int complete;
-    };
-    struct SharedStorage {
-        Left left[2];  // the one found begun, and the one left unfinished
+    struct SharedStorage {  // of segments that other CTAs share: the one found begun, and the one left unfinished
+        int complete[2];    // all of their tiles have arrived
+        OutRows rows[2];
     };
 
     SharedStorage& shared;
     Merged* sums;
 
-    // A barrier must follow.
-    DEVICE void Begin(int thread) const
+    // Segments of the CTA's share, behind a barrier: those that are all here, and of the others those whose last tiles came with these.
+    template<class Params, class Share>
+    DEVICE void operator()(const Params& p, const Share& share, int thread) const
     {
-        if (thread < 2) {
-            shared.left[thread].tiles = shared.left[thread].complete = 0;
-        }
-    }
-
-    // Segments of the units [c, end), behind a barrier: those that are all here, and of the others those whose last tiles came with these.
-    template<class Params, class Cursor>
-    DEVICE void operator()(const Params& p, const Cursor& first, int end, int thread) const
-    {
-        if (thread == 0) {
-            NoteLeft(p, first, end);
-        }
-        Announce(p, thread);
+        Announce(p, share, thread);
         const int items = min(P::kHeads, p.group_size) * P::kQuads, count = teams(items);
-        Cursor c = first;
+        auto c = share.first;
         int turn = thread;  // threads take items in turn, those of one segment after those of the one before
 #pragma unroll 1
-        for (int i = -2; i < 0 || c.start < end; ++i) {
-            Segment segment;
+        for (int i = -2; i <= 0 || c.start < share.end; ++i) {  // the two that others share, then all from the first on
             const bool shared_out = i < 0;
+            if (shared_out && !shared.complete[i + 2]) {  // uniform
+                continue;
+            }
+            if (i <= 0) {
+                c = i == -1 ? share.last : share.first;
+            }
+            const Segment segment = of(p, c);
             if (shared_out) {
-                if (!shared.left[i + 2].complete) {  // uniform
-                    continue;
+                if (thread == 0) {
+                    shared.rows[i + 2] = segment.rows;
                 }
-                segment = shared.left[i + 2].segment;
             }
             else {
-                segment = of(p, c);
-                const bool skipped = c.tile > 0 || c.tiles > end - c.start - kSegmentUnits || segment.groups == 1;
+                const bool skipped = c.tile > 0 || c.tiles > share.end - c.start - kSegmentUnits || segment.groups == 1;
                 c.enter_next(p);
                 if (skipped) {
                     continue;
                 }
             }
             const int side_by_side = shared_out ? count : 1;
+#pragma unroll 1
             for (; turn < side_by_side * items; turn += kThreads) {
                 int item = turn, team = 0;
+#pragma unroll 1
                 for (; item >= items; item -= items) {
                     ++team;
                 }
@@ -86,7 +77,7 @@ struct SegmentMerge {
             }
             turn -= side_by_side * items;
         }
-        if (count > 1 && shared.left[0].complete + shared.left[1].complete) {  // uniform
+        if (count > 1 && shared.complete[0] + shared.complete[1]) {  // uniform
             __syncthreads();
             AddSums(p, items, count, thread);
         }
@@ -96,6 +87,7 @@ private:
     static DEVICE int teams(int items)  // kThreads / items, without a division
     {
         int teams = 1;
+#pragma unroll 1
         while ((teams + 1) * items <= kThreads) {
             ++teams;
         }
@@ -109,33 +101,23 @@ private:
         return {c.segment(p), typename Place::CutsOf(p, c).count(), OutRows::of<typename P::Impl>(p, c.b, c.slot, row)};
     }
 
-    // The first and the last segment of [c, end), where other CTAs have tiles of them.
-    template<class Params, class Cursor>
-    DEVICE void NoteLeft(const Params& p, Cursor c, int end) const
+    // Tells the other CTAs which tiles of the first and the last segment have arrived, where they have tiles of them.
+    template<class Params, class Share>
+    DEVICE void Announce(const Params& p, const Share& share, int thread) const
     {
-#pragma unroll 1
-        for (; c.start < end; c.enter_next(p)) {
-            const int to = min(c.tiles, end - c.start - kSegmentUnits);
-            if (c.tile > 0 || to < c.tiles) {
-                shared.left[c.tile > 0 ? 0 : 1] = Left{of(p, c), to - c.tile, c.tiles, 0};
-            }
-        }
-    }
-
-    // Tells the other CTAs which tiles have arrived.
-    template<class Params>
-    DEVICE void Announce(const Params& p, int thread) const
-    {
-        __syncthreads();
         if (thread < 2) {
-            Left& left = shared.left[thread];
-            if (left.tiles) {
-                u32* const count = p.partial_count + left.segment.index;
-                left.complete = atom_add_acq_rel(count, left.count) + left.count == (u32)left.tiles ? 1 : 0;
-                if (left.complete) {
+            const auto c = thread ? share.last : share.first;
+            const int from = thread ? 0 : c.tile, to = min(c.tiles, share.end - c.start - kSegmentUnits);
+            const bool left = thread ? c.tile > 0 && to < c.tiles && !(share.first.tile > 0 && share.first.start == c.start) : from > 0;
+            int complete = 0;
+            if (left) {
+                u32* const count = p.partial_count + c.segment(p);
+                complete = atom_add_acq_rel(count, to - from) + (to - from) == (u32)c.tiles ? 1 : 0;
+                if (complete) {
                     *count = 0;  // for the next launch
                 }
             }
+            shared.complete[thread] = complete;
         }
         __syncthreads();
     }
@@ -166,8 +148,7 @@ private:
 #pragma unroll 1
         for (int i = thread; i < 2 * items; i += kThreads) {
             const int which = i >= items ? 1 : 0, item = i - which * items, head = item / P::kQuads;
-            const Left& left = shared.left[which];
-            if (!left.complete || head >= left.segment.rows.heads) {
+            if (!shared.complete[which] || head >= shared.rows[which].heads) {
                 continue;
             }
             const Merged* const mine = sums + which * kThreads + item;
@@ -176,7 +157,7 @@ private:
             for (int team = 1; team < count; ++team) {
                 sum.Add(mine[team * items]);
             }
-            sum.template Store<P>(p, left.segment.rows, head, item % P::kQuads);
+            sum.template Store<P>(p, shared.rows[which], head, item % P::kQuads);
         }
     }
 };

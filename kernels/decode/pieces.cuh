@@ -43,14 +43,14 @@ struct Pieces {
         }
     }
 
-    // A whole segment: straight to out.
+    // A whole segment: straight to out. What registers hold needs a copy of the code for each of them; what lies in memory does not.
     template<class Params, class S>
     static DEVICE void StoreOut(const Params& p, const S& s, const OutRows& rows, int lane_id)
     {
         const int lane = opaque(lane_id), g = lane / 4, t = lane % 4;  // nothing of this is worth a register of the main loop
-#pragma unroll
+#pragma unroll(S::kInRegisters ? Impl::kHeadTiles : 1)
         for (int n = 0; n < Impl::kHeadTiles; ++n) {
-#pragma unroll
+#pragma unroll(S::kInRegisters ? 2 : 1)
             for (int e = 0; e < 2; ++e) {
                 const int head = State::head(n, e, g, t);
                 if (head < rows.heads) {
@@ -80,9 +80,9 @@ struct Pieces {
     static DEVICE void StorePiece(float* piece, const S& s, int heads, int lane_id)
     {
         const int lane = opaque(lane_id), g = lane / 4, t = lane % 4;
-#pragma unroll
+#pragma unroll(S::kInRegisters ? Impl::kHeadTiles : 1)
         for (int n = 0; n < Impl::kHeadTiles; ++n) {
-#pragma unroll
+#pragma unroll(S::kInRegisters ? 2 : 1)
             for (int e = 0; e < 2; ++e) {
                 const int head = State::head(n, e, g, t);
                 if (head < heads) {

@@ -15,6 +15,7 @@ DEVICE void store_output(const Params& p, const Mainloop& loop, const QueryTile<
     using Map = typename Impl::Map;
     const QueryTile<kRows> query = shared;  // not read anew for every row
     const int lane = thread % kWarpSize, warp_row = first_query_row<Impl::kWarpRows>(thread / kWarpSize);
+    const u32 mine = SmemLayout::offset(warp_row + Map::row(lane), Map::chunk(lane)) + Map::byte(lane);
     __syncwarp();  // this warp's readers of its rows of Q are done
 #pragma unroll
     for (int i = 0; i < Impl::kSlabs; ++i) {
@@ -27,14 +28,14 @@ DEVICE void store_output(const Params& p, const Mainloop& loop, const QueryTile<
             }
 #pragma unroll
             for (int j = 0; j < 2 * Impl::kDimSteps; ++j) {
-                *(u32*)(smem_q + SmemLayout::offset(row, Map::chunk(lane, j)) + Map::byte(lane, j)) =
-                    Pair<T>::pack(loop.frag_o[i][j][2 * h] * end.scale, loop.frag_o[i][j][2 * h + 1] * end.scale);
+                const u32 at = SmemLayout::step(mine, i * Impl::kSlabRows + h * Map::kRowStep, Map::chunks(j)) + Map::bytes(j);
+                *(u32*)(smem_q + at) = Pair<T>::pack(loop.frag_o[i][j][2 * h] * end.scale, loop.frag_o[i][j][2 * h + 1] * end.scale);
             }
         }
     }
     __syncwarp();
     using Rows = WarpRowsMap<Impl::kRowChunks, kRows, kRows / Impl::kWarpRows>;
-#pragma unroll
+#pragma unroll 1
     for (int part = 0; part < Rows::kParts; ++part) {  // a slab: tokens of one head
         const int first = warp_row + part * Rows::kPartRows, token = query.token(first), rows = query.qlen - token;
         T* const out = (T*)p.out + (i64)(query.row0 + token) * p.out_stride + query.head(first) * Impl::kHeadDim;

@@ -15,9 +15,11 @@ struct M16n8Map {
 
     static DEVICE int row(int lane) { return lane / 4; }
     static DEVICE int key(int lane) { return lane % 4 * 2; }
-    // Where pair array j of O stands in a row: 16-byte chunk, and byte of it.
-    static DEVICE int chunk(int, int j) { return j; }
-    static DEVICE int byte(int lane, int) { return lane % 4 * 4; }
+    // Where pair array 0 of O begins in a row, and how far on array j does: 16-byte chunks, and bytes.
+    static constexpr int chunk(int) { return 0; }
+    static DEVICE int byte(int lane) { return lane % 4 * 4; }
+    static constexpr int chunks(int j) { return j; }
+    static constexpr int bytes(int) { return 0; }
 };
 
 template<class T, class SmemLayout, int kRowBytes>

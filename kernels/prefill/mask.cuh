@@ -34,7 +34,7 @@ private:
                 int place = bound + (i * bounds.slab_step + Map::row(lane) + Map::kRowStep * h) * step;
                 if (bounds.key_step > 1) {
                     const int step = opaque(bounds.key_step);  // nothing of the division is worth a register of the main loop
-                    place = (max(place, 0) + step - 1) / step;
+                    place = (u32)(max(place, 0) + step - 1) / (u32)step;
                 }
                 place -= Map::key(lane);
 #pragma unroll

@@ -34,6 +34,7 @@ struct TileParts {
             return false;
         }
         loop.Clear();
+#pragma unroll 1
         for (int k = 0; k < p.num_splits; ++k) {
             Add(loop, pieces + (i64)k * (kBytes / 4));
         }

@@ -14,8 +14,10 @@ struct M8n8k4Map {
     static DEVICE int row(int lane) { return (lane & 8) + lane / 16 * 4 + (lane & 1); }
     static DEVICE int key(int lane) { return lane & 6; }
     // Dims 32 (j / 4) + 16 c + 8 (j % 2) + 4 (j / 2 % 2) + 2 b1: one 16-byte read of V feeds two products.
-    static DEVICE int chunk(int lane, int j) { return j / 4 * 4 + j % 2 + (lane & 4) / 2; }
-    static DEVICE int byte(int lane, int j) { return j / 2 % 2 * 8 + (lane & 2) * 2; }
+    static DEVICE int chunk(int lane) { return (lane & 4) / 2; }
+    static DEVICE int byte(int lane) { return (lane & 2) * 2; }
+    static constexpr int chunks(int j) { return j / 4 * 4 + j % 2; }
+    static constexpr int bytes(int j) { return j / 2 % 2 * 8; }
 };
 
 // K as B by columns: column n of pair c is key n%4 + 4 c + 8 (n/4) of 16, so that eight lanes meet eight rows.

@@ -21,8 +21,15 @@ struct LdmatrixSwizzle {
     // The offset of chunk + 2*step, from `base` = the offset of an even or odd first chunk (0 or 1).
     static DEVICE u32 step(u32 base, int step) { return (base ^ (u32)(step % kSteps << 5)) + step / kSteps * (kSteps << 5); }
 
+    // The offset of row + `rows` and chunk + `chunks`, from that of a row and a chunk whose bits these do not touch.
+    static DEVICE u32 step(u32 base, int rows, int chunks)
+    {
+        const int flipped = flip(rows) ^ chunks % (2 * kSteps);
+        return (base ^ (u32)(flipped * kChunkBytes)) + (rows * kRowChunks + chunks / (2 * kSteps) * 2 * kSteps) * kChunkBytes;
+    }
+
     // The offset of the same chunk `rows` further down, from a row that has none of the bits of `rows`.
-    static DEVICE u32 down(u32 base, int rows) { return (base ^ (u32)(flip(rows) * kChunkBytes)) + rows * kRowChunks * kChunkBytes; }
+    static DEVICE u32 down(u32 base, int rows) { return step(base, rows, 0); }
 };
 
 // An address `base` moved by `bytes`, known when compiling: its bits within a line are XORed, so those of `base` and of `bytes` must differ.

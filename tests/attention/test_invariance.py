@@ -14,15 +14,14 @@ from pagedattn.values import splits as cuts_of
 from pagedattn.workspace import COUNTER_BYTES
 from tests.attention import world
 from tests.attention.cases import Case
-from tests.attention.world import cache_of, make
+from tests.attention.world import World, cache_of, make
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.cuda))
 LENGTHS = ((1, 700), (1, 33), (1, 2100), (1, 256), (40, 300))
 
 
-def outputs(case: Case, device: Any, sequences: list[int], **keywords: Any) -> list[bytes]:
-    """The bytes of each chosen sequence's rows, when just these sequences are in the batch."""
-    made = make(case)
+def outputs(made: World, device: Any, sequences: list[int], **keywords: Any) -> list[bytes]:
+    """The bytes of each chosen sequence's rows, when just these sequences are in the batch; over a copy of the pool."""
     cache = cache_of(made, device)
     starts = np.cumsum(made.seqlens_q) - made.seqlens_q
     q = np.concatenate([made.q[starts[b] : starts[b] + made.seqlens_q[b]] for b in sequences])
@@ -36,21 +35,21 @@ def outputs(case: Case, device: Any, sequences: list[int], **keywords: Any) -> l
 @pytest.mark.parametrize("keywords", [{}, {"window_size": 333}], ids=["plain", "window"])
 @pytest.mark.parametrize("splits", ["fixed:1024", "fixed:256", "fixed:96", "fixed:32", 3])
 def test_cuts_do_not_depend_on_the_batch(device: str, splits: str | int, keywords: dict[str, Any], kv_dtype: str | None) -> None:
-    case = Case("invariance", "", (*LENGTHS, (1, 255), (1, 257), (1, 96), (1, 1025)), kv_dtype=kv_dtype)
-    together = outputs(case, device, [*range(9)], num_splits=splits, **keywords)
+    made = make(Case("invariance", "", (*LENGTHS, (1, 255), (1, 257), (1, 96), (1, 1025)), kv_dtype=kv_dtype))
+    together = outputs(made, device, [*range(9)], num_splits=splits, **keywords)
     for b in range(9):
-        assert outputs(case, device, [b], num_splits=splits, **keywords) == [together[b]], f"sequence {b} alone"
+        assert outputs(made, device, [b], num_splits=splits, **keywords) == [together[b]], f"sequence {b} alone"
     some = [8, 2, 5, 0, 2]
-    assert outputs(case, device, some, num_splits=splits, **keywords) == [together[b] for b in some]
+    assert outputs(made, device, some, num_splits=splits, **keywords) == [together[b] for b in some]
 
 
 @pytest.mark.parametrize("device", ["interpreter:sm_90", "interpreter:sm_75", pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize(("splits", "dim"), [("fixed:64", 128), (2, 64)])
 def test_short_queries_do_not_depend_on_longer_ones(device: str, splits: str | int, dim: int) -> None:
     """Eight heads of a group could share a query tile where all queries are short. Scores are spread, so that references move."""
-    case = Case("short", "", ((16, 150), (17, 40)), num_heads=16, num_kv_heads=2, head_dim=dim)
-    (alone,) = outputs(case, device, [0], num_splits=splits, softmax_scale=0.3)
-    assert outputs(case, device, [0, 1], num_splits=splits, softmax_scale=0.3)[0] == alone
+    made = make(Case("short", "", ((16, 150), (17, 40)), num_heads=16, num_kv_heads=2, head_dim=dim))
+    (alone,) = outputs(made, device, [0], num_splits=splits, softmax_scale=0.3)
+    assert outputs(made, device, [0, 1], num_splits=splits, softmax_scale=0.3)[0] == alone
 
 
 WINDOWED: dict[str, Any] = {"window_size": 300}
@@ -76,14 +75,14 @@ def test_cuts_do_not_depend_on_the_gpu(target: str, kv_dtype: str | None, keywor
     The sums of groups are compared as well: in float32, where 16 bits of the result hide what a few roundings change.
     """
     lengths = ((1, 1300), (1, 33), (1, 512), (1, 513), (1, 511), (1, 1))
-    case = Case("gpus", "", lengths, num_heads=8, num_kv_heads=2, head_dim=64, block_len=16, kv_dtype=kv_dtype)
+    made = make(Case("gpus", "", lengths, num_heads=8, num_kv_heads=2, head_dim=64, block_len=16, kv_dtype=kv_dtype))
     found, sums = {}, {}
     for sm_count in (1, 2, 5, 13):
         device = InterpreterDevice(target)
         device.sm_count = sm_count
         sizes = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 64, "kv_dtype": kv_dtype, "num_splits": keywords["num_splits"]}
         room = np.zeros(pa.workspace_bytes(batch_size=6, max_seqlen_k=1300, **sizes, arch=target, sm_count=sm_count), np.uint8)  # type: ignore[arg-type]
-        found[sm_count] = outputs(case, device, [*range(6)], workspace=room, **keywords)
+        found[sm_count] = outputs(made, device, [*range(6)], workspace=room, **keywords)
         spec = KernelSpec("decode", head_dim=64, kv_dtype=kv_dtype, arch=target, splits="cut")
         places = 6 * 2 * spec.group_places(cuts_of(keywords["num_splits"]), 1300)
         sums[sm_count] = room[COUNTER_BYTES : COUNTER_BYTES + places * spec.piece_bytes].tobytes()
@@ -91,8 +90,8 @@ def test_cuts_do_not_depend_on_the_gpu(target: str, kv_dtype: str | None, keywor
         assert found[sm_count] == found[1]
         assert sums[sm_count] == sums[1]
         for some in ([0], [4, 3], [5, 2, 0, 1]):
-            assert outputs(case, device, some, **keywords) == [found[1][b] for b in some]
-    balanced = outputs(case, device, [0], **{name: value for name, value in keywords.items() if name == "window_size"})
+            assert outputs(made, device, some, **keywords) == [found[1][b] for b in some]
+    balanced = outputs(made, device, [0], **{name: value for name, value in keywords.items() if name == "window_size"})
     assert balanced != found[1][:1]  # the order of sums shows
 
 
@@ -117,8 +116,8 @@ def test_cuts_of_a_batch_that_was_made_for_longer_sequences(device: str, splits:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("splits", [None, 3])
 def test_a_second_run_gives_the_same_bits(device: str, splits: int | None) -> None:
-    case = Case("again", "", LENGTHS, dtype="bfloat16")
-    runs = [outputs(case, device, [0, 1, 2, 3, 4], num_splits=splits) for _ in range(3)]
+    made = make(Case("again", "", LENGTHS, dtype="bfloat16"))
+    runs = [outputs(made, device, [0, 1, 2, 3, 4], num_splits=splits) for _ in range(3)]
     assert runs[0] == runs[1] == runs[2]
 
 
@@ -133,7 +132,7 @@ def test_what_lies_past_the_end_changes_nothing(
     found = []
     for byte in (0xFF, 0x7C, 0x7B, 0x00):
         monkeypatch.setattr(world, "NAN_BYTE", byte)
-        found.append(outputs(case, device, [0, 1, 2, 3, 4], **keywords))
+        found.append(outputs(make(case), device, [0, 1, 2, 3, 4], **keywords))
     assert found[0] == found[1] == found[2] == found[3]
 
 
