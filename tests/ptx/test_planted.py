@@ -197,7 +197,7 @@ PLANTS = (
         "SmemLayout::offset(Map::row(lane)",
         "race",
         EPILOGUE,
-        "smem_q + SmemLayout::offset(row, Map",
+        "(smem_q + at) = Pair<T>::pack(",
     ),
     Plant(
         "query not loaded",
