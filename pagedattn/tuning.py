@@ -59,7 +59,7 @@ SPEC_FIELDS = ("cta_s", "cta_q", "stages", "warps", "min_ctas")  # of a row, tho
 # codes to convert leave no room for packs of 16.
 DECODE: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
     (64, 8, 16): (DecodeTile(12, 3), DecodeTile(8, 2)),
-    (64, 16, 16): (DecodeTile(12, 3), DecodeTile(8, 3), DecodeTile(8, 2)),
+    (64, 16, 16): (DecodeTile(8, 3), DecodeTile(8, 2)),
     (96, 8, 16): (DecodeTile(12, 2), DecodeTile(8, 2), DecodeTile(6, 2)),
     (96, 16, 16): (DecodeTile(8, 2), DecodeTile(4, 2)),
     (128, 8, 16): (DecodeTile(10, 2), DecodeTile(8, 2), DecodeTile(4, 2)),
@@ -68,7 +68,7 @@ DECODE: dict[tuple[int, int, int], tuple[DecodeTile, ...]] = {
     (192, 16, 16): (DecodeTile(6, 2), DecodeTile(4, 2), DecodeTile(2, 2)),
     (256, 8, 16): (DecodeTile(5, 2), DecodeTile(4, 2), DecodeTile(2, 2)),
     (256, 16, 16): (DecodeTile(4, 2), DecodeTile(2, 2), DecodeTile(1, 2)),
-    (64, 8, 8): (DecodeTile(12, 3, 32), DecodeTile(12, 2, 32), DecodeTile(8, 2, 32)),
+    (64, 8, 8): (DecodeTile(12, 2, 32), DecodeTile(8, 2, 32)),
     (64, 16, 8): (DecodeTile(8, 2, 32), DecodeTile(4, 2, 32)),
     (96, 8, 8): (DecodeTile(12, 2, 32), DecodeTile(8, 2, 32), DecodeTile(6, 2, 32)),
     (96, 16, 8): (DecodeTile(8, 2, 32), DecodeTile(6, 2, 32), DecodeTile(4, 2, 32)),
