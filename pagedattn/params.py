@@ -52,7 +52,7 @@ FIELDS = (
     Field("sinks", "const float*", "one logit per head (num_heads); null: none"),
     Field("pool", "char*", "the KV blocks, from the layer's first byte on"),
     Field("partial_o", "float*", "workspace: unnormalised pieces of split sequences"),
-    Field("partial_count", "u32*", "workspace: what has arrived of a split segment; zero between launches"),
+    Field("partial_count", "u32*", "workspace, zero between launches: counts of a split segment; decode, flat: pieces that CTAs send"),
     Field("block_table", "const int*", "block indices (batch_size, max_blocks)"),
     Field("cu_seqlens_q", "const int*", "cumulative query lengths (batch_size + 1); null: one query per sequence"),
     Field("cu_seqlens_k", "const int*", "cumulative key lengths (batch_size + 1)"),

@@ -28,7 +28,7 @@ class Step(NamedTuple):
     params : bytes
         AttentionParams, whose operands are still to be filled in.
     partial_bytes, counts : int
-        Workspace: bytes of pieces, and counters.
+        Workspace: bytes of pieces, and words that are zero between launches.
     """
 
     spec: KernelSpec

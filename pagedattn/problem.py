@@ -128,7 +128,7 @@ class Problem:
     extras : Extras, optional
         None: nothing besides.
     workspace : uint8 array, optional
-        Counters and room for pieces; None: the device's own.
+        Zeroed words and room for pieces; None: the device's own.
     stream : object, optional
         A CUDA stream; None: the current one.
     key : hashable, optional

@@ -95,8 +95,9 @@ def require(given_bytes: int, launches: Plan | list[Launch]) -> None:
     room, counters = needed(launches)
     if counters > MOST_COUNTERS:
         raise ArgumentError(
-            f"a call that says `num_splits` and has a `workspace` has at most {MOST_COUNTERS} segments (sequences x KV heads x packs of "
-            f"query heads); this one has {counters}. Leave `workspace` None, or make several batches."
+            f"a call with a `workspace` must want at most {MOST_COUNTERS} zeroed words: with `num_splits` one for each segment (sequences "
+            f"x KV heads x packs of query heads), without it a piece for each CTA; this one wants {counters}. Leave `workspace` None, or "
+            "make several batches."
         )
     if (room or counters) and given_bytes < COUNTER_BYTES + room:
         raise ArgumentError(

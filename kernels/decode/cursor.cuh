@@ -154,7 +154,7 @@ struct GridShares {
     u32 ctas;
     Shares shares;
 
-    DEVICE GridShares(u32 total, u32 warps): ctas(min(gridDim.x, (total - 1) / warps + 1)), shares(Shares::of(total, ctas)) {}
+    DEVICE GridShares(u32 total, u32 warps): ctas(min(gridDim.x, (max(total, 1u) - 1) / warps + 1)), shares(Shares::of(total, ctas)) {}
 
     DEVICE int begin(u32 cta) const { return shares.begin(min(cta, ctas)); }
 };

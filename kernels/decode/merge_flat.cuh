@@ -77,8 +77,10 @@ struct FlatMerge {
         const Sent sent{Sent::of_cta(p, first_cta), received ? (int)blockIdx.x - first_cta : 0};
         Sum sum;
         bool receiving = false;
+        const int own_items = __popc(others) * items;
+        // Whole warps change over to receiving: no lane waits for other CTAs while another one of its warp has not sent what they wait for.
 #pragma unroll 1
-        for (int i = kThreads - 1 - thread, to = __popc(others) * items;; i += kThreads) {
+        for (int i = kThreads - 1 - thread, to = (own_items + kWarpSize - 1) & -kWarpSize;; i += kThreads) {
             if (i >= to) {
                 if (receiving || !received) {
                     break;
@@ -89,6 +91,9 @@ struct FlatMerge {
                 if (i >= to) {
                     break;
                 }
+            }
+            if (!receiving && i >= own_items) {
+                continue;
             }
             int item = i, number = 0;  // of the run, from the last one; of the team
             for (; item >= items; item -= items) {

@@ -2,13 +2,14 @@
 // has arrived: neither side waits for a fence or asks a counter, which would cost another way to L2 and back each. Whoever has read the pieces
 // puts the zeros back for the next launch.
 //
-// A CTA waits for CTAs before it only, which began before it, and only after it has sent what others wait for.
+// A CTA waits for CTAs of lower numbers only, and only after it has sent what others wait for. That these began before it is how GPUs have always
+// started CTAs, though nothing promises it.
 #pragma once
 
 #include "decode/merged.cuh"
 #include "ptx/gpu_scope.cuh"
 
-constexpr int kMostTries = 1 << 24;  // of more than half a microsecond each: what does not come by then never will
+constexpr int kMostTries = 1 << 24;  // of some tenths of a microsecond each: what does not come by then never will
 
 template<class P, int kSpans>
 struct SentPieces {

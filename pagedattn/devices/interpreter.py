@@ -201,7 +201,7 @@ class InterpreterDevice(Device):
         return code(spec)
 
     def _room(self, partial_bytes: int, counts: int, given: Array | None) -> tuple[Array, Array]:
-        """Room for pieces, NaN before each launch, and counters, which each launch leaves zero: the caller's, or the device's own."""
+        """Room for pieces, NaN before each launch, and words that each launch leaves zero: the caller's, or the device's own."""
         if given is not None:
             places = workspace.split(0)
             held = given[places[0] : places[0] + partial_bytes], given[places[1] :][: 4 * counts].view(np.uint32)

@@ -23,7 +23,7 @@ class Workspaces:
     Parameters
     ----------
     make : callable
-        From a stream, a number of bytes and a number of counters the arrays that hold them, the counters zeroed before the stream goes on.
+        From a stream, a number of bytes and a number of words the arrays that hold them, the words zeroed before the stream goes on.
     """
 
     def __init__(self, make: Callable[[int, int, int], tuple[Any, Any]]) -> None:
@@ -32,7 +32,7 @@ class Workspaces:
         self._guard = threading.Lock()
 
     def of(self, stream: int, partial_bytes: int, counts: int) -> tuple[int, int]:
-        """Addresses of room for pieces and of zeroed counters."""
+        """Addresses of room for pieces and of words that are zero between launches."""
         key = (stream, threading.get_ident() if stream == _PER_THREAD_STREAM else 0)
         held = self._held.get(key)
         if held is None or held.partial_bytes < partial_bytes or held.counts < counts:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pagedattn as pa
+from pagedattn.workspace import COUNTER_BYTES
 
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "cuda_graph.py"))
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
@@ -63,7 +64,7 @@ def test_nothing_is_allocated_within_a_call(num_splits: Any) -> None:
     with Hook():
         call()
     assert taken == []
-    assert not workspace[:65536].any(), "counters are zero between launches"
+    assert not workspace[:COUNTER_BYTES].any(), "counters are zero between launches"
 
 
 @pytest.mark.cuda

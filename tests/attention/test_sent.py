@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import pagedattn as pa
 from pagedattn.devices.interpreter import InterpreterDevice
+from pagedattn.ptx import machine
 from pagedattn.workspace import COUNTER_BYTES
 from tests.attention.cases import Case
 from tests.attention.test_attention import compare
@@ -52,3 +54,18 @@ def test_any_number_of_ctas(
             assert not room[:COUNTER_BYTES].any()
             found.append((device.to_host(out).tobytes(), device.to_host(lse).tobytes()))
         assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(("lengths", "kv_dtype", "heads", "dim"), [("one", None, 4, 64), ("even", "int8", 5, 96)], ids=str)
+def test_pieces_that_come_late(monkeypatch: pytest.MonkeyPatch, lengths: str, kv_dtype: str | None, heads: int, dim: int) -> None:
+    """CTAs that run in any order ask for pieces before they are there, and ask again."""
+    case = Case(f"late-{lengths}", "", LENGTHS[lengths], heads, 1, dim, 16, kv_dtype=kv_dtype)
+    world = make(case)
+    for seed in range(6):
+        rng = random.Random(seed)
+        monkeypatch.setattr(machine._Machine, "_turn", lambda _, __, rng=rng: rng.random())
+        device = InterpreterDevice("sm_90")
+        device.sm_count = 5
+        batch = pa.Batch(world.table, world.seqlens_q, world.seqlens_k, device=device)
+        out, lse = pa.paged_attention(device.asarray(world.q), cache_of(world, device), batch, return_lse=True)
+        compare(world, device.to_host(out), device.to_host(lse))

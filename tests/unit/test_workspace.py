@@ -11,6 +11,7 @@ import pagedattn as pa
 from pagedattn import arch as archs
 from pagedattn import dispatch, workspace
 from pagedattn.problem import Problem
+from pagedattn.shipped import shipped
 from pagedattn.spec import KernelSpec
 from pagedattn.values import splits
 from tests.attention import test_attention
@@ -89,7 +90,7 @@ def test_too_many_segments() -> None:
     batch = pa.Batch(np.zeros((size, 1), np.int32), [1] * size, [1] * size, device="cpu")
     q = np.broadcast_to(np.float16(0), (size, 32, 128))
     launches = dispatch.select(Problem("attention", layout, None, 0, batch, q=q, out=q, num_splits=1), Gpu(132))  # type: ignore[arg-type]
-    with pytest.raises(pa.ArgumentError, match=r"at most 1048576 segments .* has 1120000"):
+    with pytest.raises(pa.ArgumentError, match=r"at most 1048576 zeroed words.* wants 1120000"):
         workspace.require(1 << 40, launches)
 
 
@@ -117,7 +118,7 @@ def test_sizes_are_checked(changes: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize("device", ["cpu", "interpreter"])
 @pytest.mark.parametrize("num_splits", [None, 3, "fixed:32"])
 def test_a_call_uses_what_it_is_given(device: str, num_splits: int | str | None) -> None:
-    """A workspace of NaN behind zeroed counters, of exactly the size; the counters are zero again after it."""
+    """A workspace of NaN behind zeroed words, of exactly the size; the words are zero again after it."""
     keywords = {} if num_splits is None else {"num_splits": num_splits}
     case = Case("workspace", "", ((1, 200), (1, 1), (1, 40)), head_dim=64, num_heads=4, num_kv_heads=1, block_len=16, keywords=keywords)
     world = make(case)
@@ -135,6 +136,14 @@ def test_a_call_uses_what_it_is_given(device: str, num_splits: int | str | None)
         assert not room[: workspace.COUNTER_BYTES].any()
     with pytest.raises(pa.ArgumentError, match=f"`workspace` must have at least {size} bytes"):
         pa.paged_attention(q, cache, batch, workspace=room[:-16], **keywords)
+
+
+def test_there_is_room_for_what_ctas_send() -> None:
+    """One piece a CTA, on GPUs of more multiprocessors than there are."""
+    specs = [spec for spec in shipped() if spec.op == "decode" and spec.splits == "flat"]
+    assert max(spec.sent_words for spec in specs) == 16 * (256 + 2)
+    for spec in specs:
+        assert 208 * (spec.min_ctas or 1) * spec.sent_words <= workspace.MOST_COUNTERS, spec.name
 
 
 def test_pieces_of_zeros_arrive() -> None:
