@@ -14,9 +14,9 @@ def test_explain(home: Path, run) -> None:
     assert (status, err) == (0, "")
     assert out.splitlines()[:4] == [
         "on interpreter:sm_90: the SM80 family (mma.m16n8k16), for sm_90 has cp.async and mma.m16n8k16",
-        "  decode_f16_kvi8_d64_h8_s32x3_w12_flat_sm90",
-        "    2 CTAs of 384 threads, 182016 bytes of shared memory each",
-        "    tile: warps=12, stages=3, cta_s=32; row 1 of 3 of the shipped table",
+        "  decode_f16_kvi8_d64_h8_s32x2_w12_flat_sm90",
+        "    2 CTAs of 384 threads, 129792 bytes of shared memory each",
+        "    tile: warps=12, stages=2, cta_s=32; row 1 of 2 of the shipped table",
     ]
     steps = json.loads(run(*EXPLAIN, "--seqlens-k", "4096", "--json")[1])["steps"]
     assert [(s["kernel"], s["grid"]) for s in steps] == [("decode_f16_kvf16_d64_h8_s16x3_w12_flat_sm90", 2)]
