@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -157,4 +156,6 @@ def _canonical(value: Mapping[str, Any]) -> bytes:
 
 
 def _sha256(data: bytes) -> str:
+    import hashlib  # here and not above: `import pagedattn` stays quick
+
     return hashlib.sha256(data).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -42,6 +41,8 @@ class Record(NamedTuple):
 @cache
 def kernels() -> str:
     """What rows are tuned for: a digest of every header, template and shipped row."""
+    import hashlib  # here and not above: `import pagedattn` stays quick
+
     digest = hashlib.sha256()
     for name, content in render.headers().items():
         digest.update(f"{name} {len(content)} ".encode() + content)
@@ -126,4 +127,6 @@ def _record(row: dict[str, Any]) -> Record:
 
 
 def _checksum(content: dict[str, Any]) -> str:
+    import hashlib  # here and not above: `import pagedattn` stays quick
+
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
