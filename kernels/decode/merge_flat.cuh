@@ -2,6 +2,7 @@
 // tile merges what the others send it.
 #pragma once
 
+#include "decode/runs.cuh"
 #include "decode/sent.cuh"
 
 // A warp leaves at most two pieces: of the segment that it found begun (even), and of the one that it left unfinished (odd).
@@ -17,12 +18,8 @@ struct FlatMerge {
     static constexpr int kMostTeams = 4;                       // of threads, which share the pieces of a segment
     static constexpr int kTeamBytes = kThreads * sizeof(Sum);  // of shared memory that they take
     static constexpr int kAtOnce = 5;                          // a team's pieces of a segment that an eighth of 132 CTAs share
-    static_assert(2 * kWarps <= kWarpSize, "one lane for each piece");
     static_assert(!kSharedPieces || P::kBytes <= kRingBytes, "a drained ring holds a piece");
 
-    struct Part {  // of a segment: tiles [first, end) of `tiles`
-        int b, slot, row, start, tiles, first, end;
-    };
     struct SharedStorage {
         Part part[2 * kWarps];
         Shares ctas;    // here, not in registers, while the main loop runs
@@ -69,7 +66,7 @@ struct FlatMerge {
             }
         }
         __syncthreads();
-        const Runs runs(shared.part, thread % kWarpSize);
+        const Runs<2 * kWarps> runs(shared.part, thread % kWarpSize);
         const bool received = (runs.starts & 1) && runs.of(shared.part, 0).received();
         const u32 others = received ? runs.starts & ~1u : runs.starts;
         const int items = min(P::kHeads, p.group_size) * kItems, teams = received ? teams_of(items) : 1;
@@ -99,9 +96,9 @@ struct FlatMerge {
             for (; item >= items; item -= items) {
                 ++number;
             }
-            const int e = receiving ? 0 : last_but(others, number), team = receiving ? number : 0;
+            const int e = receiving ? 0 : runs.last_but(others, number), team = receiving ? number : 0;
             const Run run = runs.of(shared.part, e);
-            const OutRows rows = run.rows(p);
+            const OutRows rows = run.template rows<typename P::Impl>(p);
             const int head = item / kItems, quad = item % kItems;
             if (head >= rows.heads) {
                 continue;
@@ -121,7 +118,7 @@ struct FlatMerge {
         }
         if (received) {  // uniform
             __syncthreads();
-            const OutRows rows = runs.of(shared.part, 0).rows(p);
+            const OutRows rows = runs.of(shared.part, 0).template rows<typename P::Impl>(p);
             if (teams > 1) {  // of which there are no more than threads
                 AddTeams(p, rows, sum, items, teams, thread);
             }
@@ -130,50 +127,6 @@ struct FlatMerge {
     }
 
 private:
-    struct Run {
-        int b, slot, row, first, count;
-        bool ended;
-
-        DEVICE bool received() const { return ended && first > 0; }
-
-        template<class Params>
-        DEVICE OutRows rows(const Params& p) const
-        {
-            return OutRows::of<typename P::Impl>(p, b, slot, row);
-        }
-    };
-
-    // Which pieces there are, and with which of them runs start.
-    struct Runs {
-        u32 pieces, starts;
-
-        DEVICE Runs(const Part* part, int lane)
-        {
-            const bool own = lane < 2 * kWarps && part[lane].b >= 0;
-            const int b = own ? part[lane].b : -1, slot = own ? part[lane].slot : 0;
-            pieces = __ballot_sync(kFullWarp, own);
-            const int before = 31 - __clz(pieces & ((1u << lane) - 1));
-            const int before_b = __shfl_sync(kFullWarp, b, max(before, 0)), before_slot = __shfl_sync(kFullWarp, slot, max(before, 0));
-            starts = __ballot_sync(kFullWarp, own && (before < 0 || before_b != b || before_slot != slot));
-        }
-
-        DEVICE Run of(const Part* part, int e) const
-        {
-            const u32 next = starts & ~((2u << e) - 1), run = pieces & ~((1u << e) - 1) & ((next & -next) - 1);
-            const Part& p = part[e];
-            return {p.b, p.slot, p.row, p.first, __popc(run), part[31 - __clz(run | 1)].end == p.tiles};
-        }
-    };
-
-    // The highest bit but `number`.
-    static DEVICE int last_but(u32 bits, int number)
-    {
-        for (; number > 0; --number) {
-            bits &= ~(0x80000000u >> __clz(bits));
-        }
-        return 31 - __clz(bits);
-    }
-
     // kThreads / items, without a division. It must not depend on chance: the same sums in every run.
     static DEVICE int teams_of(int items)
     {

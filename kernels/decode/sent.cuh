@@ -8,6 +8,7 @@
 
 #include "decode/merged.cuh"
 #include "ptx/gpu_scope.cuh"
+#include "ptx/launch.cuh"
 
 constexpr int kMostTries = 1 << 24;  // of some tenths of a microsecond each: what does not come by then never will
 
@@ -70,28 +71,7 @@ struct SentPieces {
                     o[k][s] = make_float4(0.f, 0.f, 0.f, 0.f);
                 }
             }
-            bool waiting = true;
-#pragma unroll 1
-            for (int tries = 0; waiting; ++tries) {
-                waiting = false;
-#pragma unroll
-                for (int k = 0; k < kAtOnce; ++k) {
-                    const float* const at = first + (i64)(i + k * step) * kFloats + row;
-                    ld_relaxed_if(ends[k], at + ends_of, missing[k]);
-#pragma unroll
-                    for (int s = 0; s < kSpans; ++s) {
-                        ld_relaxed_if(o[k][s], at + Sum::template dim<P>(0, s), missing[k]);
-                    }
-                }
-#pragma unroll
-                for (int k = 0; k < kAtOnce; ++k) {
-                    missing[k] = missing[k] && !arrived(o[k], ends[k]);
-                    waiting = waiting || missing[k];
-                }
-                if (tries == kMostTries) {
-                    trap();  // lengths were changed while the launch ran, or the workspace was not zeroed
-                }
-            }
+            Await(o, ends, missing, i, step, row, ends_of);
 #pragma unroll
             for (int k = 0; k < kAtOnce; ++k) {
                 if (i + k * step < count) {
@@ -113,6 +93,35 @@ struct SentPieces {
     }
 
 private:
+    // Asks for the missing ones of pieces i, i + step, ... until all of them are there.
+    template<int kAtOnce>
+    DEVICE void Await(float4 (&o)[kAtOnce][kSpans], float2 (&ends)[kAtOnce], bool (&missing)[kAtOnce], int i, int step, int row,
+                      int ends_of) const
+    {
+        bool waiting = true;
+#pragma unroll 1
+        for (int tries = 0; waiting; ++tries) {
+            waiting = false;
+#pragma unroll
+            for (int k = 0; k < kAtOnce; ++k) {
+                const float* const at = first + (i64)(i + k * step) * kFloats + row;
+                ld_relaxed_if(ends[k], at + ends_of, missing[k]);
+#pragma unroll
+                for (int s = 0; s < kSpans; ++s) {
+                    ld_relaxed_if(o[k][s], at + Sum::template dim<P>(0, s), missing[k]);
+                }
+            }
+#pragma unroll
+            for (int k = 0; k < kAtOnce; ++k) {
+                missing[k] = missing[k] && !arrived(o[k], ends[k]);
+                waiting = waiting || missing[k];
+            }
+            if (tries == kMostTries) {
+                trap();  // lengths were changed while the launch ran, or the workspace was not zeroed
+            }
+        }
+    }
+
     static DEVICE void ClearRow(float* at)
     {
 #pragma unroll

@@ -38,9 +38,3 @@ DEVICE void ld_relaxed_if(float2& d, const float* p, bool there)
                  : "l"(p), "r"((int)there)
                  : "memory");
 }
-
-// trap: the launch fails
-DEVICE void trap()
-{
-    asm volatile("trap;");
-}

@@ -1,4 +1,4 @@
-// PTX ISA 9.7.14 griddepcontrol: programmatic dependent launch, from sm_90 on; 10.1 %tid.
+// PTX ISA 9.7.14 griddepcontrol: programmatic dependent launch, from sm_90 on; 9.7.19 trap; 10.1 %tid.
 #pragma once
 
 #include "core/types.cuh"
@@ -25,4 +25,10 @@ DEVICE int thread_again()
     int x;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
     return x;
+}
+
+// trap: the launch fails
+DEVICE void trap()
+{
+    asm volatile("trap;");
 }
