@@ -19,7 +19,7 @@ struct DecodeImpl {
     static constexpr int kHeads = kHeads_;
     static constexpr bool kQueryInShared = kQueryInShared_;
     static constexpr bool kFewRegisters = kQueryInShared || Arch::kTurns;  // recompute addresses rather than keep them
-    static constexpr bool kEager = true;  // the order of the main loop's copies
+    static constexpr bool kEager = true;                                   // the order of the main loop's copies
     static constexpr int CTA_S = 16;
     static constexpr int kRowBytes = kHeadDim * sizeof(T);
     static constexpr int kRowChunks = kRowBytes / kChunkBytes;

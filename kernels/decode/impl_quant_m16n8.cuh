@@ -20,7 +20,7 @@ struct DecodeQuantImpl {
     static constexpr int kHeads = kHeads_;
     static constexpr bool kQueryInShared = kQueryInShared_;
     static constexpr bool kFewRegisters = kFewRegisters_;  // recompute addresses rather than keep them
-    static constexpr bool kEager = kBits == 4;  // the order of the main loop's copies
+    static constexpr bool kEager = kBits == 4;             // the order of the main loop's copies
     static constexpr int CTA_S = 32;
     static constexpr int kKeyTiles = 2, kLaneKeys = 2 * kKeyTiles;
     static constexpr int kHeadTiles = kHeads / 8;

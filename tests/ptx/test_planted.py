@@ -287,7 +287,7 @@ PLANTS = (
         "        __syncthreads();\n        const Runs",
         "        const Runs",
         "race",
-        FLAT,
+        "decode/runs.cuh",
         "part[lane].b >= 0",
     ),
     Plant(
