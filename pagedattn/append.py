@@ -8,7 +8,6 @@ import numpy as np
 
 from pagedattn import checks
 from pagedattn.arrays import adopt, stream_of
-from pagedattn.checks import ROW_ALIGNMENT
 from pagedattn.extras import resolve
 from pagedattn.parallel import WHOLE
 from pagedattn.problem import Extras, Problem
@@ -68,7 +67,8 @@ def append(
     384.0
     """
     layer = checks.layer_of(cache, batch, layer)
-    cp = checks.parallel(cp, cache, batch)
+    if cp is not None or cache.cp is not None:
+        cp = checks.parallel(cp, cache, batch)
     if stream is None:
         stream = stream_of(k, cache.device)
     elif cache.device.array_type is np.ndarray:
@@ -96,13 +96,13 @@ def write_rows(
     layout, device = cache.layout, cache.device
     given: Any = None
     if k is not None:
-        k, v = adopt(k, device, "k", stream=stream), adopt(v, device, "v", stream=stream)
+        k, v = adopt(k, device, "k", stream), adopt(v, device, "v", stream)
         given = k.shape, k.strides, k.dtype, v.shape, v.strides, v.dtype
     queries = None if q is None else (q.shape, q.strides)
     asked = None if extras is None else extras.packed("append", device.address) if device.arch else b""
-    key = ("append", layout, given, queries, asked, cp)
+    key = ("append", layout.kind, given, queries, asked, cp)
     plan = batch.plans.get(key)
-    if plan is None or (k is not None and (device.address(k) % ROW_ALIGNMENT or device.address(v) % ROW_ALIGNMENT)):
+    if plan is None or not device.aligned(q, k, v, seen):
         checks.batch_of(cache, batch, cp)
         if k is not None:
             shape = (batch.num_tokens, layout.num_kv_heads, layout.head_dim)

@@ -23,7 +23,7 @@ _DLPACK_CUDA, _DLPACK_MANAGED = 2, 13
 _DLPACK_HOST = (1, 3, _DLPACK_MANAGED)
 
 
-def adopt(x: Any, device: Device, argument: str, *, stream: Any = None, written: bool = False) -> Any:
+def adopt(x: Any, device: Device, argument: str, stream: Any = None, written: bool = False) -> Any:
     """`x` as an array of `device`, sharing its memory.
 
     Parameters

@@ -11,11 +11,11 @@ from pagedattn.arrays import adopt
 from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, UnsupportedError
+from pagedattn.layout import ROW_ALIGNMENT
 from pagedattn.parallel import WHOLE, ContextParallel
 from pagedattn.values import listed, whole
 from pagedattn.values import splits as _splits
 
-ROW_ALIGNMENT = 16  # bytes that a kernel moves at once
 _MOST_SHARED = 2**30  # tokens of a sequence that ranks share: positions past its end stay in 32 bits
 _SMALLEST, _LARGEST = 1e-15, 1e15  # of softmax_scale and softcap: their quotients stay in float32
 
@@ -49,7 +49,7 @@ def layer_of(cache: KVCache, batch: Batch, layer: int) -> int:
     if batch.device is not cache.device:
         raise ArgumentError(f"`batch` must be on {cache.device.name}, where the cache is; got one on {batch.device.name}.")
     layers = cache.layout.num_layers
-    found = whole(layer)
+    found = layer if type(layer) is int else whole(layer)
     if found is None or not 0 <= found < layers:
         raise ArgumentError(f"`layer` must be an integer from 0 to {layers - 1}, the cache's layers; got {layer!r}.")
     return found

@@ -12,6 +12,7 @@ from pagedattn.values import whole
 BLOCK_LENS = (16, 32, 64, 128, 256)
 HEAD_DIMS = (64, 96, 128, 192, 256)
 QUANTISED_PARAM_VALUES = 2  # (scale, zero)
+ROW_ALIGNMENT = 16  # bytes that a kernel moves at once
 
 
 class Affine(NamedTuple):
@@ -69,6 +70,8 @@ class BlockLayout:
     block_bytes: int = field(init=False, repr=False, compare=False)  # `num_layers` layers
     k_params: Affine = field(init=False, repr=False, compare=False)  # all 0 unless quantised
     v_params: Affine = field(init=False, repr=False, compare=False)
+    kind: str = field(init=False, repr=False, compare=False)  # all that makes it, in a str: that keeps its hash, for keys of calls
+    softmax_scale: float = field(init=False, repr=False, compare=False)  # of calls that name none
 
     def __post_init__(self) -> None:
         for name in ("num_kv_heads", "head_dim", "block_len", "num_layers"):
@@ -85,10 +88,13 @@ class BlockLayout:
             if value not in served:
                 nearest = min(served, key=lambda s: (abs(s - value), s))
                 raise UnsupportedError(f"`{name}` must be one of {served}; got {value}. The nearest is {nearest}.")
-        if self.row_bytes % 16:
+        if self.row_bytes % ROW_ALIGNMENT:
             raise ArgumentError(
-                f"a row must be a multiple of 16 bytes; head_dim {self.head_dim} in {self.kv_dtype} makes {self.row_bytes}."
+                f"a row must be a multiple of {ROW_ALIGNMENT} bytes; head_dim {self.head_dim} in {self.kv_dtype} makes {self.row_bytes}."
             )
+        kind = f"{self.num_kv_heads}x{self.head_dim}x{self.block_len}x{self.num_layers} {self.dtype} {self.kv_dtype}"
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "softmax_scale", self.head_dim**-0.5)
         rows, entries = self.block_len * self.row_bytes, self.block_len * self.param_bytes
         layer = self.num_kv_heads * 2 * (rows + entries)
         object.__setattr__(self, "k_rows", Affine(0, layer, 2 * rows, self.row_bytes))

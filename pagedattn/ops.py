@@ -9,7 +9,6 @@ import numpy as np
 from pagedattn import checks, dispatch
 from pagedattn.append import write_rows
 from pagedattn.arrays import adopt, give_back, room_like, stream_of
-from pagedattn.checks import ROW_ALIGNMENT
 from pagedattn.errors import ArgumentError
 from pagedattn.extras import resolve
 from pagedattn.fusion import fuses
@@ -139,9 +138,10 @@ def paged_attention(
     ((3, 8, 64), True)
     """
     layer = checks.layer_of(cache, batch, layer)
-    cp = checks.parallel(cp, cache, batch)
+    if cp is not None or cache.cp is not None:
+        cp = checks.parallel(cp, cache, batch)
     layout, device = cache.layout, cache.device
-    scale = layout.head_dim**-0.5 if softmax_scale is None else checks.positive(softmax_scale, "softmax_scale")
+    scale = layout.softmax_scale if softmax_scale is None else checks.positive(softmax_scale, "softmax_scale")
     window = 0 if window_size is None else checks.window(window_size)
     cap = 0.0 if softcap is None else checks.positive(softcap, "softcap")
     splits = 0 if num_splits is None else checks.splits(num_splits, cache)
@@ -150,14 +150,14 @@ def paged_attention(
         stream = stream_of(q, device)
     elif device.array_type is np.ndarray:
         device.using(stream)  # which refuses what is no stream, as a GPU does
-    rows = adopt(q, device, "q", stream=stream)
+    rows = adopt(q, device, "q", stream)
     if rows is not q and batch.finished is None:
         out = room_like(q, rows.shape) if out is None else out
         lse = room_like(q, rows.shape[:2], "float32") if lse is None and return_lse else lse
     if out is None:
         target, like = None, None
     else:
-        target = adopt(out, device, "out", stream=stream, written=True)
+        target = adopt(out, device, "out", stream, True)
         like = (target.shape, target.strides, target.dtype)
     if (k is None) != (v is None):
         raise ArgumentError(f"`k` and `v` must come together; got only `{'v' if k is None else 'k'}`.")
@@ -185,22 +185,27 @@ def paged_attention(
         asked = extras.packed("attention", device.address) if device.arch else b""
         if device.arch is not None and extras.prepares("attention"):
             seen = prepared_queries(rows, cache, batch, stream)
-    new_k, new_v, given = None, None, None
-    if k is not None and rows.ndim == 3 and fuses(device, layout, rows.shape[1], batch, splits, extras, cp):  # type: ignore[arg-type]
-        new_k, new_v = adopt(k, device, "k", stream=stream), adopt(v, device, "v", stream=stream)
-        given = new_k.shape, new_k.strides, new_k.dtype, new_v.shape, new_v.strides, new_v.dtype
-    key = (layout, rows.shape, rows.strides, rows.dtype, like, given, scale, causal, window, cap, splits, asked, cp)
+    given = None
+    if k is not None:
+        k, v = adopt(k, device, "k", stream), adopt(v, device, "v", stream)
+        if batch.unshared:  # then attention's launch may write them, and the call is of their kind, too
+            given = k.shape, k.strides, k.dtype, v.shape, v.strides, v.dtype
+    key = (layout.kind, rows.shape, rows.strides, rows.dtype, like, given, scale, causal, window, cap, splits, asked, cp)
     plan = batch.plans.get(key)
-    if plan is None or any(x is not None and device.address(x) % ROW_ALIGNMENT for x in (rows, target, new_k, new_v)):
-        plan = None
+    if plan is None or not device.aligned(rows, k, v, target):
+        plan, fused = None, False
         checks.batch_of(cache, batch, cp)
         checks.queries(rows, cache, batch)
         if target is not None:
             checks.output(target, cache, rows.shape)
         if given is not None:
             shape = (batch.num_tokens, layout.num_kv_heads, layout.head_dim)
-            checks.rows(new_k, cache, "k", shape)
-            checks.rows(new_v, cache, "v", shape)
+            checks.rows(k, cache, "k", shape)
+            checks.rows(v, cache, "v", shape)
+            fused = fuses(device, layout, rows.shape[1], batch, splits, extras, cp)  # type: ignore[arg-type]
+    else:
+        fused = plan.writes
+    new_k, new_v = (k, v) if fused else (None, None)
     if sinks is not None:
         sinks = checks.sinks(sinks, cache, rows.shape[1], stream)
         if cp is not None and cp.rank:  # once for all ranks
@@ -242,7 +247,7 @@ def paged_attention(
         require(workspace.nbytes, dispatch.select(problem, device) if plan is None else plan)  # type: ignore[arg-type]
     if seen is not rows:
         write_rows(k, v, cache, batch, layer, extras, stream, cp, rows, seen)
-    elif k is not None and given is None:
+    elif k is not None and not fused:
         write_rows(k, v, cache, batch, layer, extras, stream, cp)
     if plan is not None:
         device.follow(plan, (seen, new_k, new_v, target, room, sinks), batch.pool_of(cache), layer, stream, workspace)

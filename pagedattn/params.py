@@ -130,8 +130,9 @@ def _packer(fields: tuple[Field, ...], form: str) -> Callable[..., bytes]:
 pack = _packer(FIELDS, PACKER.format)
 pack_extras = _packer(EXTRA_FIELDS, _EXTRAS_CODE)
 
-# fill(buffer, 0, *addresses): the operands of a packed struct
-fill = struct.Struct(f"<{len(OPERANDS)}Q").pack_into
+# fill(buffer, 0, *addresses) and operands(buffer): those of a packed struct
+_OPERANDS = struct.Struct(f"<{len(OPERANDS)}Q")
+fill, operands = _OPERANDS.pack_into, _OPERANDS.unpack_from
 
 
 def dtype() -> np.dtype[Any]:

@@ -7,6 +7,7 @@ those alone, checks, choice of kernels and AttentionParams, has then been done.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ class Step(NamedTuple):
     spec : KernelSpec
     function : int
         The driver's handle of the kernel on the plan's device.
-    grid, threads, shared_bytes : int
-        CTAs; of each CTA the threads and the dynamic shared memory.
-    params : bytes
-        AttentionParams, whose operands are still to be filled in.
+    grid : int
+        CTAs.
+    image : bytes
+        What the driver is told but for the operands and the stream, from `Launcher.image`.
     partial_bytes, counts : int
         Workspace: bytes of pieces, and words that are zero between launches.
     """
@@ -34,18 +35,27 @@ class Step(NamedTuple):
     spec: KernelSpec
     function: int
     grid: int
-    threads: int
-    shared_bytes: int
-    params: bytes
+    image: bytes
     partial_bytes: int
     counts: int
 
 
-class Plan(NamedTuple):
-    """The launches of a call, in order; `layer_bytes` is what lies in a block from one layer to the next."""
+@dataclass(slots=True)
+class Plan:
+    """The launches of a call, in order.
+
+    Attributes
+    ----------
+    steps : tuple of Step
+    layer_bytes : int
+        What lies in a block from one layer to the next.
+    writes : bool
+        Whether attention's launch writes the new rows, too.
+    """
 
     steps: tuple[Step, ...]
     layer_bytes: int
+    writes: bool = False
 
 
 class Plans(dict[Hashable, Plan]):
@@ -53,7 +63,7 @@ class Plans(dict[Hashable, Plan]):
 
     >>> plans = Plans()
     >>> plans.keep("a kind of call", Plan((), 0)), plans.get("a kind of call"), plans.get("another")
-    (None, Plan(steps=(), layer_bytes=0), None)
+    (None, Plan(steps=(), layer_bytes=0, writes=False), None)
     """
 
     __slots__ = ()

@@ -34,7 +34,9 @@ def flag(value: Any, name: str) -> bool:
     >>> flag(np.False_, "causal")
     False
     """
-    if not isinstance(value, (bool, np.bool_)):
+    if type(value) is bool:
+        return value
+    if not isinstance(value, np.bool_):
         raise ArgumentError(f"`{name}` must be True or False; got {value!r}.")
     return bool(value)
 

@@ -140,7 +140,7 @@ def varlen_attention(
             num_splits=num_splits,
             workspace=workspace,
         )
-    scale = space.layout.head_dim**-0.5 if softmax_scale is None else checks.positive(softmax_scale, "softmax_scale")
+    scale = space.layout.softmax_scale if softmax_scale is None else checks.positive(softmax_scale, "softmax_scale")
     window = 0 if window_size is None else checks.window(window_size)
     cap = 0.0 if softcap is None else checks.positive(softcap, "softcap")
     splits = 0 if num_splits is None else splits_of(num_splits)

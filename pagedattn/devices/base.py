@@ -86,6 +86,10 @@ class Device(ABC):
         """The address of an array's first element, as kernels see it."""
         raise NotImplementedError(f"{self.name} runs no kernels.")
 
+    def aligned(self, q: Any, k: Any, v: Any, out: Any) -> bool:
+        """Whether these arrays begin at multiples of ROW_ALIGNMENT bytes, as kernels move rows; None where there is none."""
+        raise NotImplementedError(f"{self.name} leaves no plans.")
+
     def current_stream(self) -> int:
         """The address of this thread's current stream."""
         raise NotImplementedError(f"{self.name} has no streams.")

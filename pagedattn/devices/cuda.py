@@ -15,10 +15,11 @@ from pagedattn.build import build
 from pagedattn.devices.base import Device
 from pagedattn.devices.launch import Launcher, launch_kernel, may_overlap
 from pagedattn.devices.modules import Modules
-from pagedattn.devices.streams import Foreign, met, of_torch, stream_address
+from pagedattn.devices.streams import Foreign, elapsed, met, of_torch, stream_address
 from pagedattn.devices.workspaces import Workspaces
 from pagedattn.errors import ArgumentError, DeviceFault, UnsupportedError
-from pagedattn.params import fill
+from pagedattn.layout import ROW_ALIGNMENT
+from pagedattn.params import operands
 from pagedattn.plan import Plan, Step
 from pagedattn.workspace import split
 
@@ -146,6 +147,14 @@ class CudaDevice(Device):
         """The device address of an array's first element."""
         return int(x.data.ptr)
 
+    def aligned(self, q: Any, k: Any, v: Any, out: Any) -> bool:
+        bits = 0 if q is None else q.data.ptr
+        if k is not None:
+            bits |= k.data.ptr | v.data.ptr
+        if out is not None:
+            bits |= out.data.ptr
+        return not bits % ROW_ALIGNMENT
+
     def current_stream(self) -> int:
         return int(self._current_stream(self.index).ptr)
 
@@ -174,24 +183,12 @@ class CudaDevice(Device):
             self._runtime.setDevice(previous)
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Between two events on the current stream."""
-        runtime, stream = self._runtime, self.current_stream()
         with self._cupy.cuda.Device(self.index):
-            begin, end = runtime.eventCreate(), runtime.eventCreate()
-            try:
-                runtime.eventRecord(begin, stream)
-                work()
-                runtime.eventRecord(end, stream)
-                runtime.eventSynchronize(end)
-                return float(runtime.eventElapsedTime(begin, end)) / 1e3
-            finally:
-                runtime.eventDestroy(begin)
-                runtime.eventDestroy(end)
+            return elapsed(self._runtime, self.current_stream(), work)
 
     def copy_blocks(self, pool: Any, sources: Sequence[int], targets: Sequence[int]) -> None:
         stream = self._current_stream(self.index).ptr
-        block_bytes = pool.strides[0]
-        base = pool.data.ptr
+        block_bytes, base = pool.strides[0], pool.data.ptr
         with self.meeting():
             for source, target in zip(sources, targets, strict=True):
                 self._runtime.memcpyAsync(base + target * block_bytes, base + source * block_bytes, block_bytes, _DEVICE_TO_DEVICE, stream)
@@ -200,7 +197,7 @@ class CudaDevice(Device):
         self.follow(self.prepare(problem), problem.arrays, problem.pool, problem.layer, problem.stream, problem.workspace)
 
     def prepare(self, problem: Problem) -> Plan:
-        plan = self._plan(dispatch.select(problem, self), problem.layout.layer_bytes)
+        plan = self._plan(dispatch.select(problem, self), problem.layout.layer_bytes, problem.op == "attention" and problem.k is not None)
         if problem.key is not None and not env.check_enabled():  # a check of block indices is for every call
             problem.batch.plans.keep(problem.key, plan)
         return plan
@@ -230,22 +227,25 @@ class CudaDevice(Device):
     ) -> None:
         """Launch a plan. All that a call still costs once its kind is known."""
         stream = self._current_stream(self.index).ptr if stream is None else stream_address(stream)
-        addresses = [0 if x is None else x.data.ptr for x in arrays]
-        addresses.append(0 if pool is None else pool.data.ptr + layer * plan.layer_bytes)
-        launcher = self._launcher
+        q, k, v, out, lse, sinks = arrays
+        addresses = (  # spelt out, for a loop takes three times as long
+            0 if q is None else q.data.ptr,
+            0 if k is None else k.data.ptr,
+            0 if v is None else v.data.ptr,
+            0 if out is None else out.data.ptr,
+            0 if lse is None else lse.data.ptr,
+            0 if sinks is None else sinks.data.ptr,
+            0 if pool is None else pool.data.ptr + layer * plan.layer_bytes,
+        )
+        given = (0, 0) if workspace is None else split(workspace.data.ptr)
         previous = self._runtime.getDevice()
         if previous != self.index:
             self._runtime.setDevice(self.index)
         try:
-            for spec, function, grid, threads, shared_bytes, params, partial_bytes, counts in plan.steps:
-                if workspace is not None:
-                    partials, counters = split(workspace.data.ptr)
-                else:
-                    partials, counters = self._workspaces.of(stream, partial_bytes, counts) if partial_bytes or counts else (0, 0)
-                launcher.struct[: len(params)] = params
-                fill(launcher.struct, 0, *addresses, partials, counters)
+            for spec, function, grid, image, partial_bytes, counts in plan.steps:
+                room = self._workspaces.of(stream, partial_bytes, counts) if workspace is None and (partial_bytes or counts) else given
                 try:
-                    launcher.launch(function, grid, threads, shared_bytes, stream)
+                    self._launcher.launch(function, image, addresses, room, stream)
                 except self._driver_error as error:
                     raise DeviceFault(f"{spec.name} could not be launched on {self.name} with {grid} CTAs: {error}") from error
         finally:
@@ -256,11 +256,11 @@ class CudaDevice(Device):
         """Launch a kernel on a struct that is complete."""
         loaded = self._modules.get(kernel.spec) or self._modules.load(kernel)
         address = self._current_stream(self.index).ptr if stream is None else stream_address(stream)
-        launcher, previous = self._launcher, self._runtime.getDevice()
+        image, previous = Launcher.image(params, grid, loaded.threads, loaded.shared_bytes), self._runtime.getDevice()
         self._runtime.setDevice(self.index)
         try:
-            launcher.struct[: len(params)] = params
-            launcher.launch(loaded.function, grid, loaded.threads, loaded.shared_bytes, address)
+            *arrays, partials, counts = operands(params)
+            self._launcher.launch(loaded.function, image, arrays, (partials, counts), address)
         except self._driver_error as error:
             raise DeviceFault(f"{kernel.name} could not be launched on {self.name} with {grid} CTAs: {error}") from error
         finally:
@@ -270,14 +270,15 @@ class CudaDevice(Device):
         if kernel.spec not in self._modules:
             self._modules.load(kernel)
 
-    def _plan(self, launches: Sequence[dispatch.Launch], layer_bytes: int = 0) -> Plan:
+    def _plan(self, launches: Sequence[dispatch.Launch], layer_bytes: int = 0, writes: bool = False) -> Plan:
         """Launches with their kernels built and loaded."""
         steps = []
         for spec, grid, params, partial_bytes, counts in launches:
             if grid:  # the driver refuses none
                 loaded = self._modules.get(spec) or self._modules.load(build(spec))
-                steps.append(Step(spec, loaded.function, grid, loaded.threads, loaded.shared_bytes, params, partial_bytes, counts))
-        return Plan(tuple(steps), layer_bytes)
+                image = Launcher.image(params, grid, loaded.threads, loaded.shared_bytes)
+                steps.append(Step(spec, loaded.function, grid, image, partial_bytes, counts))
+        return Plan(tuple(steps), layer_bytes, writes)
 
     def _on(self, stream: int) -> AbstractContextManager[Any]:
         """Allocations and fills in its body are of this stream."""

@@ -6,10 +6,10 @@ import ctypes
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from pagedattn.params import STRUCT_BYTES
+from pagedattn.params import OPERANDS, STRUCT_BYTES
 
 _PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CUlaunchAttributeID
 _OVERLAPPING = 90  # sm_90
@@ -33,7 +33,12 @@ class Config(ctypes.Structure):
     )
 
 
-_pack = struct.Struct("<7I4xQ").pack_into  # all of Config that changes from launch to launch
+# What changes from launch to launch lies together and is written at once: the operands, the rest of AttentionParams with the first half of
+# Config, and the stream.
+_OPERANDS_BYTES = 8 * len(OPERANDS)
+_SIZES = struct.Struct("7I4x")  # of Config: grid, block, shared_bytes
+_IMAGE_BYTES = STRUCT_BYTES - _OPERANDS_BYTES + _SIZES.size
+_write = struct.Struct(f"{len(OPERANDS)}P{_IMAGE_BYTES}sP").pack_into
 
 
 def may_overlap(arch: int, driver: int) -> bool:
@@ -55,13 +60,23 @@ def launch_kernel() -> Callable[[int, int, int, int], int]:
     return function
 
 
-class Launcher(threading.local):
-    """This thread's launches on one device.
+class _Memory(threading.local):
+    """What a thread's launches are written to, and the addresses that the driver is given of it."""
 
-    Attributes
-    ----------
-    struct : memoryview
-        AttentionParams, the kernel's one argument; to be filled in before `launch`.
+    def __init__(self, bind: Callable[[], None], overlapping: bool) -> None:
+        written = (ctypes.c_char * (STRUCT_BYTES + ctypes.sizeof(Config)))()
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(written))
+        attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION)
+        attribute.value[0] = 1
+        config = Config.from_buffer(written, STRUCT_BYTES)
+        config.attributes, config.num_attributes = ctypes.addressof(attribute), int(overlapping)
+        self._held = pointers, attribute, config
+        self.places = memoryview(written).cast("B"), ctypes.addressof(config), ctypes.addressof(pointers)
+        bind()
+
+
+class Launcher:
+    """Launches on one device. Each thread writes them to memory of its own.
 
     Parameters
     ----------
@@ -76,23 +91,19 @@ class Launcher(threading.local):
     """
 
     def __init__(self, call: Callable[[int, int, int, int], int], error: Any, bind: Callable[[], None], overlapping: bool) -> None:
-        argument = (ctypes.c_char * STRUCT_BYTES)()
-        self.struct = memoryview(argument).cast("B")
-        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
-        attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION)
-        attribute.value[0] = 1
-        config = Config(attributes=ctypes.addressof(attribute), num_attributes=int(overlapping))
-        self._held = pointers, attribute, config
-        self._config, self._config_address, self._pointers_address = (
-            memoryview(config).cast("B"),
-            *map(ctypes.addressof, (config, pointers)),
-        )
-        self._call, self._error = call, error
-        bind()
+        self._call, self._error, self._memory = call, error, _Memory(bind, overlapping)
 
-    def launch(self, function: int, grid: int, threads: int, shared_bytes: int, stream: int) -> None:
-        """Launch `grid` CTAs of a function on the struct."""
-        _pack(self._config, 0, grid, 1, 1, threads, 1, 1, shared_bytes, stream)
-        status = self._call(self._config_address, function, self._pointers_address, 0)
+    @staticmethod
+    def image(params: bytes, grid: int, threads: int, shared_bytes: int) -> bytes:
+        """A launch of `grid` CTAs but for its operands, which `params`, an AttentionParams, has besides, and its stream."""
+        return params[_OPERANDS_BYTES:].ljust(STRUCT_BYTES - _OPERANDS_BYTES, b"\0") + _SIZES.pack(grid, 1, 1, threads, 1, 1, shared_bytes)
+
+    def launch(self, function: int, image: bytes, arrays: Sequence[int], room: tuple[int, int], stream: int) -> None:
+        """Launch a function; `arrays` and `room` are the addresses of `params.OPERANDS`, the workspace's two apart."""
+        memory, config, pointers = self._memory.places
+        q, k, v, out, lse, sinks, pool = arrays  # names, for a call with * takes half as long again
+        partials, counts = room
+        _write(memory, 0, q, k, v, out, lse, sinks, pool, partials, counts, image, stream)
+        status = self._call(config, function, pointers, 0)
         if status:
             raise self._error(status)

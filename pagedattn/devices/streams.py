@@ -1,9 +1,9 @@
-"""Streams of CuPy, PyTorch and others: their addresses, an address as CuPy takes it, and how one waits for another."""
+"""Streams of CuPy, PyTorch and others: their addresses, an address as CuPy takes it, how one waits for another, and how long work takes."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -48,6 +48,20 @@ def met(runtime: Any, index: int, ours: int, theirs: int) -> Iterator[None]:
         yield
     finally:
         _wait(runtime, index, theirs, ours)
+
+
+def elapsed(runtime: Any, stream: int, work: Callable[[], object]) -> float:
+    """Seconds between an event before the work that `work` puts on a stream of the current GPU and one after it."""
+    begin, end = runtime.eventCreate(), runtime.eventCreate()
+    try:
+        runtime.eventRecord(begin, stream)
+        work()
+        runtime.eventRecord(end, stream)
+        runtime.eventSynchronize(end)
+        return float(runtime.eventElapsedTime(begin, end)) / 1e3
+    finally:
+        runtime.eventDestroy(begin)
+        runtime.eventDestroy(end)
 
 
 def _wait(runtime: Any, index: int, later: int, earlier: int) -> None:

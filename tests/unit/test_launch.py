@@ -7,11 +7,12 @@ import re
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pagedattn import nvrtc, render
+from pagedattn import nvrtc, params, render
 from pagedattn.devices.launch import Config, Launcher, may_overlap
-from pagedattn.params import STRUCT_BYTES
+from pagedattn.params import OPERANDS, STRUCT_BYTES
 from pagedattn.spec import KernelSpec
 
 KERNELS = [
@@ -46,11 +47,16 @@ class Driver:
 def test_what_the_driver_is_told(overlapping: bool) -> None:
     driver, bound = Driver(), []
     launcher = Launcher(driver, RuntimeError, lambda: bound.append(threading.get_ident()), overlapping)
-    launcher.struct[:4] = b"what"
-    launcher.launch(1 << 40, 132, 384, 200_000, 1 << 45)
+    struct = np.frombuffer(np.random.default_rng(0).bytes(STRUCT_BYTES), np.uint8)
+    image = launcher.image(struct.tobytes(), 132, 384, 200_000)
+    operands = tuple((1 << 44) + 16 * i for i in range(len(OPERANDS)))
+    launcher.launch(1 << 40, image, operands[:-2], operands[-2:], 1 << 45)
     config = driver.config
     assert (list(config.grid), list(config.block), config.shared_bytes, config.stream) == ([132, 1, 1], [384, 1, 1], 200_000, 1 << 45)
-    assert (driver.function, driver.extra, driver.argument[:5]) == (1 << 40, 0, b"what\0")
+    assert (driver.function, driver.extra) == (1 << 40, 0)
+    told = np.frombuffer(driver.argument, params.dtype())[0]
+    assert tuple(told[name] for name in OPERANDS) == operands
+    assert driver.argument[8 * len(operands) :] == struct[8 * len(operands) :].tobytes()
     assert driver.attributes == ([(6, 0, 1)] if overlapping else [])  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, padding, 1
     assert bound == [threading.get_ident()]
 
@@ -60,23 +66,33 @@ def test_a_status_is_an_error() -> None:
     launcher = Launcher(driver, RuntimeError, lambda: None, overlapping=True)
     driver.status = 701
     with pytest.raises(RuntimeError, match="701"):
-        launcher.launch(1, 1, 32, 0, 0)
+        launch(launcher, 0)
 
 
-def test_each_thread_has_its_struct() -> None:
-    driver, found = Driver(), []
-    launcher = Launcher(driver, RuntimeError, lambda: found.append(None), overlapping=False)
-    launcher.struct[:1] = b"a"
+def test_each_thread_has_memory_of_its_own() -> None:
+    """What another thread launches while the driver reads this one's launch does not change it."""
+    driver, bound, places = Driver(), [], []
 
-    def other() -> None:
-        launcher.struct[:1] = b"b"
+    def reading(config: int, function: int, pointers: int, extra: int) -> int:
+        places.append((config, pointers))
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=launch, args=(launcher, 2))
+            thread.start()
+            thread.join()
+        return driver(config, function, pointers, extra)
 
-    thread = threading.Thread(target=other)
-    thread.start()
-    thread.join()
-    launcher.launch(1, 1, 32, 0, 0)
-    assert driver.argument[:1] == b"a"
-    assert len(found) == 2
+    launcher = Launcher(reading, RuntimeError, lambda: bound.append(threading.get_ident()), overlapping=False)
+    for _ in range(2):
+        launch(launcher, 1)
+        assert np.frombuffer(driver.argument, params.dtype())[0]["q"] == 1
+        assert driver.config.stream == 1
+    assert len(bound) == 3  # this thread once, and two others
+    assert places[0] == places[2]
+    assert places[0] != places[1]
+
+
+def launch(launcher: Launcher, number: int) -> None:
+    launcher.launch(1, launcher.image(b"", 1, 32, 0), (number,) * 7, (number,) * 2, number)
 
 
 @pytest.mark.parametrize(("arch", "driver", "may"), [(90, 12030, True), (120, 13000, True), (90, 12020, False), (89, 13000, False)])

@@ -13,7 +13,7 @@ import pytest
 
 import pagedattn as pa
 from pagedattn import arch as archs
-from pagedattn import dispatch, plan, workspace
+from pagedattn import dispatch, ops, plan, workspace
 from pagedattn.errors import DeviceFault
 from pagedattn.kernel import Kernel
 
@@ -121,6 +121,7 @@ def test_a_step_that_may_be_one_launch_is_planned_by_its_new_rows_too(monkeypatc
     for new_k in (k, wide):
         pa.paged_attention(q, cache, batch, k=new_k, v=v, out=out)
     monkeypatch.setattr(dispatch, "select", None)
+    monkeypatch.setattr(ops, "fuses", None)
     for new_k in (k, wide):
         pa.paged_attention(q, cache, batch, k=new_k, v=k, out=out, layer=2)
     pa.paged_attention(q, cache, batch, out=out)
