@@ -1,8 +1,8 @@
-"""Assignment: what a batch must be to take the place of another in the launches that were captured with that one."""
+"""Assignment: what a batch must be to take the place of another in the launches that were captured with that one, and where it goes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,3 +31,13 @@ def require_assignable(batch: Batch, other: Batch) -> None:
     for name in ("max_seqlen_k", "max_blocks"):
         if getattr(other, name) > getattr(batch, name):
             raise ArgumentError(f"`other.{name}` must be at most {getattr(batch, name)}, this batch's room; got {getattr(other, name)}.")
+
+
+def room_of(batch: Batch) -> tuple[Any, Any]:
+    """`block_table` and `cu_seqlens_k` of a batch as arrays that may be written to; made once."""
+    found: tuple[Any, Any] | None = batch.notes.get("room")
+    if found is None:
+        cells = batch.batch_size * batch.max_blocks
+        table = batch._buffer[:cells].reshape(batch.batch_size, batch.max_blocks)
+        found = batch.notes["room"] = table, batch._buffer[cells + batch.batch_size + 1 :]
+    return found

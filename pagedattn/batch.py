@@ -8,7 +8,7 @@ import numpy as np
 
 from pagedattn import devices
 from pagedattn.arrays import place
-from pagedattn.assignment import require_assignable
+from pagedattn.assignment import require_assignable, room_of
 from pagedattn.block_table import BlockTable
 from pagedattn.blocks import Blocks
 from pagedattn.errors import ArgumentError
@@ -279,10 +279,11 @@ class Batch(BlockTable):
         if not self._frozen:
             raise ArgumentError("`block_table` must be the batch's own to be assigned to; this one is the caller's array. Write to that.")
         require_assignable(self, other)
-        cells = self.batch_size * self.max_blocks
+        if other is self:
+            return
+        table, lengths = room_of(self)
         with self.device.meeting():
-            self._buffer[:cells].reshape(self.batch_size, self.max_blocks)[:, : other.max_blocks] = other.block_table
-            self._buffer[cells + self.batch_size + 1 :] = other.cu_seqlens_k
+            self.device.copy(((other.block_table, table), (other.cu_seqlens_k, lengths)))
             if self.finished is not None:
                 self.finished[...] = False if other.finished is None else other.finished
         self.seqlens_k, self.total_k = other.seqlens_k, other.total_k

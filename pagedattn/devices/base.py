@@ -107,9 +107,9 @@ class Device(ABC):
         return
 
     def copy(self, pairs: Sequence[tuple[Any, Any]], stream: Any = None) -> None:
-        """Of each pair of arrays the first into the second, which is contiguous and of the same shape and dtype."""
+        """Of each pair of arrays the first into the second, which is contiguous, of the same dtype, and of the same shape or wider."""
         for source, target in pairs:
-            target[...] = source
+            target[..., : source.shape[-1]] = source
 
     def seconds(self, work: Callable[[], object]) -> float:
         """What the work that `work` asks of this device takes."""

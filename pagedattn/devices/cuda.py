@@ -76,11 +76,9 @@ class CudaDevice(Device):
             raise UnsupportedError(f"device 'cuda' needs a GPU and its driver; CUDA says: {error}. Use device='cpu'.") from error
         if index >= count:
             raise ArgumentError(f"`device` must be one of the {count} GPUs of this machine, cuda:0 to cuda:{count - 1}; got cuda:{index}.")
-        self._cupy = cupy
-        self._runtime = cupy.cuda.runtime
+        self._cupy, self._runtime = cupy, cupy.cuda.runtime
         self._current_stream = cupy.cuda.stream.get_current_stream
-        self.index = index
-        self.arch = archs.of_device(_number(index))
+        self.index, self.arch = index, archs.of_device(_number(index))
         self._source = self.arch if source is None else archs.borrowed(source, self.arch)
         self.name = f"cuda:{index}" if source is None else f"cuda:{index}+{self._source}"
         self.model = self.description if source is None else ""
@@ -178,7 +176,11 @@ class CudaDevice(Device):
         try:
             for source, target in pairs:
                 whole = source if source.flags.c_contiguous else self._cupy.ascontiguousarray(source)
-                self._runtime.memcpyAsync(target.data.ptr, whole.data.ptr, target.nbytes, _DEVICE_TO_DEVICE, address)
+                at, to = whole.data.ptr, target.data.ptr
+                if whole.nbytes == target.nbytes:
+                    self._runtime.memcpyAsync(to, at, whole.nbytes, _DEVICE_TO_DEVICE, address)
+                elif row := whole.nbytes // len(whole):
+                    self._runtime.memcpy2DAsync(to, target.strides[0], at, row, row, len(whole), _DEVICE_TO_DEVICE, address)
         finally:
             self._runtime.setDevice(previous)
 

@@ -92,6 +92,15 @@ class FakeGpu(cuda.CudaDevice):
         ctypes.memmove(target, source, count)
         self.copies.append((count, stream))
 
+    def memcpy2DAsync(
+        self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int, kind: int, stream: int
+    ) -> None:
+        assert self.device == self.index
+        assert width <= min(target_pitch, source_pitch)
+        for row in range(height):
+            ctypes.memmove(target + row * target_pitch, source + row * source_pitch, width)
+        self.copies.append((width * height, stream))
+
     # the driver
     def launch_kernel(self, config_address: int, function: int, pointers: int, extra: int) -> int:
         if self.error is not None:

@@ -458,6 +458,27 @@ def test_copies_are_of_a_stream_and_of_the_device() -> None:
     assert gpu.device == 0
 
 
+@pytest.mark.parametrize("columns", [4, 3, 1, 0])
+def test_what_is_assigned_takes_two_copies(columns: int) -> None:
+    gpu = FakeGpu(index=1)
+    gpu.device, gpu.stream.ptr = 0, 48
+    new, lengths = ([1, 3], [5, 3]) if columns else ([0, 0], [0, 0])
+    room = pa.Batch(np.arange(8).reshape(2, 4), new, [64, 64], device=gpu)
+    other = pa.Batch(np.arange(20, 20 + 2 * columns).reshape(2, columns), new, lengths, device=gpu)
+    for _ in range(2):
+        gpu.copies.clear()
+        room.assign(other)
+        assert gpu.copies == ([(8 * columns, 48)] if columns else []) + [(12, 48)]
+    table = np.arange(8).reshape(2, 4)
+    table[:, :columns] = np.arange(20, 20 + 2 * columns).reshape(2, columns)
+    np.testing.assert_array_equal(gpu.to_host(room.block_table), table)
+    np.testing.assert_array_equal(gpu.to_host(room.cu_seqlens_k), np.cumsum([0, *lengths]))
+    np.testing.assert_array_equal(gpu.to_host(room.cu_seqlens_q), np.cumsum([0, *new]))
+    gpu.copies.clear()
+    room.assign(room)
+    assert (gpu.copies, gpu.device) == ([], 0)
+
+
 def test_a_kernel_is_launched_by_its_struct() -> None:
     gpu = FakeGpu()
     kernel = Kernel(pa.KernelSpec("append", head_dim=DIM, arch="sm_90"), "", b"", "", "", 0.0, "memory")
