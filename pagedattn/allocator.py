@@ -57,6 +57,8 @@ class BlockAllocator:
         """
         if n > self.num_free:
             raise OutOfBlocksError(n, self.num_free)
+        if not n:
+            return self._free[:0]
         rest = self.num_free - n
         taken = self._free[rest : self.num_free][::-1].copy()
         self._holders[taken] = 1

@@ -220,9 +220,8 @@ class Batch(BlockTable):
         """Fill every attribute; the device arrays are views of one buffer, uploaded by one copy."""
         size = len(seqlens_q)
         cells = 0 if table is None else size * max_blocks
-        sums = np.zeros((2, size + 1), np.int64)
-        for row, lengths in zip(sums, (seqlens_q, seqlens_k), strict=True):
-            np.add.accumulate(lengths, out=row[1:])
+        lengths, sums = np.array((seqlens_q, seqlens_k)), np.zeros((2, size + 1), np.int64)
+        np.add.accumulate(lengths, 1, out=sums[:, 1:])
         totals: list[int] = sums[:, -1].tolist()
         for name, total in zip(("seqlens_q", "seqlens_k"), totals, strict=True):
             if total > INT32_MAX:
@@ -243,7 +242,7 @@ class Batch(BlockTable):
         self.seqlens_q, self.seqlens_k = seqlens_q, seqlens_k
         self.batch_size, self.max_blocks = size, max_blocks
         self.num_tokens, self.total_k = totals
-        self.max_seqlen_q, self.max_seqlen_k = (int(np.maximum.reduce(x, initial=0)) for x in (seqlens_q, seqlens_k))
+        self.max_seqlen_q, self.max_seqlen_k = np.maximum.reduce(lengths, 1, initial=0).tolist()
         self.num_decode = int(np.count_nonzero(seqlens_q == 1)) if self.max_seqlen_q > 1 else self.num_tokens
         self.num_prefill = int(np.count_nonzero(seqlens_q)) - self.num_decode if self.max_seqlen_q > 1 else 0
         self.plans = Plans()

@@ -80,10 +80,9 @@ class BlockManager:
         old_lengths = table.lengths[rows]
         lengths = old_lengths + new
         old_own, own = (old_lengths, lengths) if self._cp is None else (self._own(old_lengths), self._own(lengths))
-        columns = -(-int(own.max(initial=0)) // block_len)
-        held = -(-old_own // block_len)
-        needed = -(-own // block_len) - held
-        grown = int(needed.sum())
+        held, wanted = (np.array((old_own, own)) + (block_len - 1)) // block_len
+        columns, needed = int(np.maximum.reduce(wanted, initial=0)), wanted - held
+        grown = int(np.add.reduce(needed))
         copied = () if self.disjoint else self._written_and_shared(rows, own - old_own, old_own)
         blocks = self.allocator.take(grown + len(copied))
         try:

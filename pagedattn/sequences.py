@@ -139,6 +139,7 @@ def counts(num_new: Sequence[int], size: int) -> Array:
         return np.zeros(0, np.int64)
     if found.dtype.kind not in "iu":
         raise ArgumentError(f"`num_new` must hold integers; got {found.dtype}.")
-    if np.minimum.reduce(found) < 0 or np.maximum.reduce(found) >= 2**31:
+    result = found.astype(np.int64)
+    if np.maximum.reduce(result.view(np.uint64)) >= 2**31:  # a negative count is a large one there
         raise ArgumentError(f"`num_new` must lie in 0 .. 2**31-1; got {found.tolist()}.")
-    return found.astype(np.int64)
+    return result
