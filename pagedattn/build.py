@@ -68,7 +68,7 @@ def make(spec: KernelSpec, shelf: Store, *, jit: bool = True) -> Kernel:
             raise NotPrecompiledError(_missing(spec, shelf))
         compiled = nvrtc.compile(source, spec.name, spec.arch, headers, level(spec))
         origin = "compiled" if shelf.put(spec.name, recipe, source, compiled) else "memory"
-    return Kernel(spec, source, compiled.cubin, compiled.ptx.decode(), compiled.log, compiled.seconds, origin)
+    return Kernel(spec, source, compiled, origin)
 
 
 def forget() -> None:

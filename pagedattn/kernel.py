@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pagedattn.errors import ArgumentError
@@ -12,6 +13,7 @@ from pagedattn.params import STRUCT_BYTES
 from pagedattn.values import whole
 
 if TYPE_CHECKING:
+    from pagedattn.nvrtc import Compiled
     from pagedattn.spec import KernelSpec
 
 
@@ -50,14 +52,18 @@ class Kernel:
     ----------
     spec : KernelSpec
         What it was made from.
-    source, ptx, log : str
-        CUDA C++, PTX, and what the compiler said.
+    source : str
+        CUDA C++.
+    compiled : Compiled
+        What the compiler made of it.
+    origin : str
+        "store": read from the store. "compiled": compiled by this process and stored. "memory": compiled, and kept by this process only.
+    ptx, log : str
+        PTX, and what the compiler said.
     cubin : bytes
         Machine code (ELF) for `spec.arch`.
     seconds : float
         What compiling took, whenever that was.
-    origin : str
-        "store": read from the store. "compiled": compiled by this process and stored. "memory": compiled, and kept by this process only.
     registers : int
         Of a thread.
     spill_bytes, stack_bytes : int
@@ -70,22 +76,8 @@ class Kernel:
 
     spec: KernelSpec
     source: str
-    cubin: bytes
-    ptx: str
-    log: str
-    seconds: float
+    compiled: Compiled
     origin: str
-    registers: int = field(init=False)
-    spill_bytes: int = field(init=False)
-    stack_bytes: int = field(init=False)
-    static_shared_bytes: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        found = usage(self.log)
-        object.__setattr__(self, "registers", found.registers)
-        object.__setattr__(self, "spill_bytes", found.spill_bytes)
-        object.__setattr__(self, "stack_bytes", found.stack_bytes)
-        object.__setattr__(self, "static_shared_bytes", found.shared_bytes)
 
     def __call__(self, params: Any, grid: int, stream: Any = None) -> None:
         """Launch it on the current GPU: the level below every operation. Nothing is checked but the struct's size.
@@ -119,8 +111,44 @@ class Kernel:
         return self.spec.name
 
     @property
+    def cubin(self) -> bytes:
+        return self.compiled.cubin
+
+    @cached_property
+    def ptx(self) -> str:
+        return self.compiled.ptx.decode()
+
+    @property
+    def log(self) -> str:
+        return self.compiled.log
+
+    @property
+    def seconds(self) -> float:
+        return self.compiled.seconds
+
+    @property
+    def registers(self) -> int:
+        return self._usage.registers
+
+    @property
+    def spill_bytes(self) -> int:
+        return self._usage.spill_bytes
+
+    @property
+    def stack_bytes(self) -> int:
+        return self._usage.stack_bytes
+
+    @property
+    def static_shared_bytes(self) -> int:
+        return self._usage.shared_bytes
+
+    @property
     def shared_bytes(self) -> int:
         return self.static_shared_bytes + self.spec.shared_bytes
+
+    @cached_property
+    def _usage(self) -> Usage:
+        return usage(self.log)
 
     def __repr__(self) -> str:
         spills = f", {self.spill_bytes} bytes spilled" if self.spill_bytes else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -156,6 +157,7 @@ def _dtype(fields: tuple[Field, ...], size: int) -> np.dtype[Any]:
 AttentionParams = dtype()
 
 
+@cache
 def c_struct() -> str:
     """The structs as CUDA source, with their sizes asserted."""
     parts = []

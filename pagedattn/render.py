@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import marshal
+import os
 import re
 from contextlib import suppress
 from functools import cache
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from pagedattn.spec import KernelSpec
 
-_INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
+_INCLUDE = re.compile(rb'#[ \t]*include[ \t]*"([^"\n]+)"')
 
 
 def render(spec: KernelSpec) -> str:
@@ -58,13 +60,18 @@ def included(source: str) -> dict[str, bytes]:
     """
     known = headers()
     found: dict[str, bytes] = {}
-    names = _INCLUDE.findall(source.encode())
+    names = _named(source.encode())
     while names:
         name = names.pop().decode()
         if name in known and name not in found:
             found[name] = known[name]
-            names += _INCLUDE.findall(known[name])
+            names += _named(known[name])
     return dict(sorted(found.items()))
+
+
+def _named(text: bytes) -> list[bytes]:
+    """What the #include lines of a text name. To look for them first, and then for where they stand, takes a fifth of the time."""
+    return [x[1] for x in _INCLUDE.finditer(text) if not text[text.rfind(b"\n", 0, x.start()) + 1 : x.start()].strip(b" \t")]
 
 
 @cache
@@ -85,20 +92,34 @@ def _environment() -> Environment:
 
 def _parsed_templates() -> BytecodeCache | None:
     """Parsed templates, kept beside the kernels: parsing is most of what finding a kernel in the store would cost."""
-    from jinja2 import FileSystemBytecodeCache
-    from jinja2.bccache import Bucket
-
-    class Kept(FileSystemBytecodeCache):
-        def dump_bytecode(self, bucket: Bucket) -> None:
-            with suppress(OSError):  # a full or read-only disk costs time, nothing else
-                super().dump_bytecode(bucket)
+    from jinja2.bccache import Bucket, BytecodeCache, bc_magic
 
     folder = env.home() / "parsed"
+
+    def head(bucket: Bucket) -> bytes:  # the versions of Python and Jinja2, and the template's checksum
+        return bc_magic + bucket.checksum.encode()
+
+    class Kept(BytecodeCache):  # in files that are read at once: Jinja2's own are read in little pieces
+        def load_bytecode(self, bucket: Bucket) -> None:
+            with suppress(OSError, EOFError, ValueError, TypeError):
+                held = (folder / bucket.key).read_bytes()
+                if held.startswith(head(bucket)):
+                    bucket.code = marshal.loads(held[len(head(bucket)) :])
+
+        def dump_bytecode(self, bucket: Bucket) -> None:
+            temporary = folder / f"{bucket.key}.{os.urandom(8).hex()}"
+            with suppress(OSError):  # a full or read-only disk costs time, nothing else
+                try:
+                    temporary.write_bytes(head(bucket) + marshal.dumps(bucket.code))
+                    temporary.replace(folder / bucket.key)
+                finally:
+                    temporary.unlink(missing_ok=True)
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
-    return Kept(str(folder))
+    return Kept()
 
 
 def _explained(error: Exception, spec: KernelSpec, context: dict[str, Any]) -> RenderError:

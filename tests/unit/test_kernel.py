@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pagedattn.kernel import Kernel, Usage, usage
+from pagedattn.nvrtc import Compiled
 from pagedattn.spec import KernelSpec
 
 ONE = """ptxas info    : 81 bytes gmem, 168 bytes cmem[4]
@@ -35,7 +36,8 @@ def test_usage(log: str, expected: Usage) -> None:
 
 def test_kernel() -> None:
     spec = KernelSpec(op="decode")
-    kernel = Kernel(spec, "int a;\n", b"\x7fELF", "// <ptx>\n", ONE, 0.25, "store")
+    kernel = Kernel(spec, "int a;\n", Compiled(b"\x7fELF", b"// <ptx>\n", ONE, 0.25), "store")
+    assert (kernel.cubin, kernel.ptx, kernel.log, kernel.seconds) == (b"\x7fELF", "// <ptx>\n", ONE, 0.25)
     assert (kernel.name, kernel.registers, kernel.spill_bytes, kernel.stack_bytes) == (spec.name, 168, 32, 16)
     assert kernel.shared_bytes == 256 + spec.shared_bytes
     assert (

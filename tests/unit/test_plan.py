@@ -16,6 +16,7 @@ from pagedattn import arch as archs
 from pagedattn import dispatch, ops, plan, workspace
 from pagedattn.errors import DeviceFault
 from pagedattn.kernel import Kernel
+from pagedattn.nvrtc import Compiled
 
 pytest.importorskip("cupy", reason="CuPy's arrays stand for a GPU's")
 
@@ -481,7 +482,7 @@ def test_what_is_assigned_takes_two_copies(columns: int) -> None:
 
 def test_a_kernel_is_launched_by_its_struct() -> None:
     gpu = FakeGpu()
-    kernel = Kernel(pa.KernelSpec("append", head_dim=DIM, arch="sm_90"), "", b"", "", "", 0.0, "memory")
+    kernel = Kernel(pa.KernelSpec("append", head_dim=DIM, arch="sm_90"), "", Compiled(b"", b"", "", 0.0), "memory")
     struct = np.zeros((), pa.AttentionParams)
     struct["k"], struct["num_tokens"], struct["qk_scale"] = 512, 7, 0.5
     gpu.launch(kernel, struct.tobytes(), 9, 48)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 
 import pagedattn as pa
@@ -97,6 +98,29 @@ def test_the_innermost_template_is_named(write: Callable[..., None]) -> None:
 def test_missing_template(write: Callable[..., None]) -> None:
     write("other.cu.j2", "")
     assert _error(Spec()) == "k_f16_sm80 needs the template 'k.cu.j2', which templates/ lacks. It has: other.cu.j2."
+
+
+@pytest.mark.parametrize("damage", [b"", b"not ours", None], ids=["empty", "foreign", "cut off"])
+def test_what_was_parsed_is_kept(write: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | None) -> None:
+    monkeypatch.setenv("PAGEDATTN_HOME", str(tmp_path / "home"))
+    parsed, parse = [], jinja2.Environment.compile
+    monkeypatch.setattr(jinja2.Environment, "compile", lambda *a, **k: parsed.append(a[1]) or parse(*a, **k))
+
+    def rendered() -> str:
+        render._environment.cache_clear()  # as in another process
+        return render.render(Spec())  # type: ignore[arg-type]
+
+    write("k.cu.j2", "int a = {{ wide }};\n")
+    assert [rendered() for _ in range(2)] == ["int a = 7;\n"] * 2
+    assert len(parsed) == 1
+    (kept,) = (tmp_path / "home" / "parsed").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-9] if damage is None else damage)
+    assert [rendered() for _ in range(2)] == ["int a = 7;\n"] * 2
+    assert len(parsed) == 2
+    write("k.cu.j2", "int b = {{ wide }};\n")
+    assert rendered() == "int b = 7;\n"
+    assert len(parsed) == 3
+    assert [kept] == list((tmp_path / "home" / "parsed").iterdir())
 
 
 def test_included(write: Callable[..., None]) -> None:

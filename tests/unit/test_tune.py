@@ -17,6 +17,7 @@ from pagedattn import trial as trials
 from pagedattn.devices.interpreter import InterpreterDevice
 from pagedattn.explain import explain_shape
 from pagedattn.kernel import Kernel
+from pagedattn.nvrtc import Compiled
 from pagedattn.precompile import Outcome
 from pagedattn.store import Store
 from pagedattn.tune_report import Race, Shape, short
@@ -70,7 +71,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interpreter
 
 def made(spec: pa.KernelSpec, spills: int = 0) -> Kernel:
     log = f"ptxas . {spills} bytes stack frame, {spills} bytes spill stores, {spills} bytes spill loads\nptxas info : Used 40 registers"
-    return Kernel(spec, "", b"", "", log, 0.1, "compiled")
+    return Kernel(spec, "", Compiled(b"", b"", log, 0.1), "compiled")
 
 
 def winner(report: Any) -> Tile | None:
