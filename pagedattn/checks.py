@@ -136,7 +136,7 @@ def sinks(given: Any, cache: KVCache, num_heads: int, stream: Any = None) -> Any
 
 def lse(given: Any, cache: KVCache, shape: tuple[int, ...], stream: Any = None) -> Any:
     """A place for the log-sum-exp."""
-    found = adopt(given, cache.device, "lse", stream=stream, written=True)
+    found = adopt(given, cache.device, "lse", stream, True)
     if found.shape != shape or found.dtype != np.float32 or not found.flags.c_contiguous:
         raise ArgumentError(f"`lse` must be float32 {tuple(shape)}, contiguous; got {found.dtype} {tuple(found.shape)}.")
     _require_writable(found, "lse")

@@ -77,16 +77,14 @@ class CudaDevice(Device):
         if index >= count:
             raise ArgumentError(f"`device` must be one of the {count} GPUs of this machine, cuda:0 to cuda:{count - 1}; got cuda:{index}.")
         self._cupy, self._runtime = cupy, cupy.cuda.runtime
-        self._current_stream = cupy.cuda.stream.get_current_stream
+        self._current_stream, self._driver_error = cupy.cuda.stream.get_current_stream, cupy.cuda.driver.CUDADriverError
         self.index, self.arch = index, archs.of_device(_number(index))
         self._source = self.arch if source is None else archs.borrowed(source, self.arch)
         self.name = f"cuda:{index}" if source is None else f"cuda:{index}+{self._source}"
         self.model = self.description if source is None else ""
         self.array_type = cupy.ndarray
         self.sm_count = int(self._runtime.deviceGetAttribute(16, index))  # cudaDevAttrMultiProcessorCount
-        self._modules = Modules(cupy, index, f"{self.name}, {self.arch}")
-        self._workspaces = Workspaces(self._shared_room)
-        self._driver_error = cupy.cuda.driver.CUDADriverError
+        self._modules, self._workspaces = Modules(cupy, index, f"{self.name}, {self.arch}"), Workspaces(self._shared_room)
         overlapping = may_overlap(self.arch.number, self._runtime.driverGetVersion())
         self._launcher = Launcher(launch_kernel(), self._driver_error, self._bind, overlapping)
 
