@@ -272,8 +272,15 @@ def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
     room = spec.cut_bytes(grid, segments, places) if splits else places * spec.piece_bytes
     once = problem.batch.disjoint and packs == 1
     factor, shift = params.divisor(packs)
-    values.update(head_packs=packs, packs_factor=factor, packs_shift=shift)
-    packed = params.pack(**values, num_splits=splits, max_splits=places if splits else 0, read_once=once)
+    packed = params.pack(
+        **values,
+        head_packs=packs,
+        packs_factor=factor,
+        packs_shift=shift,
+        num_splits=splits,
+        max_splits=places if splits else 0,
+        read_once=once,
+    )
     return Launch(spec, grid, packed, room, segments if splits else grid * spec.sent_words)
 
 
