@@ -63,7 +63,8 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
             };
 #pragma unroll 1
         for (u32 i = 0; i < kStages - 1; ++i) {
-            prefetch(i, false);  // the copies of any tile serve for a joined one, too
+            cache.Part();  // one copy of the code less: what copies tiles of two parts copies joined ones, too
+            prefetch(i, false);
         }
         PrefetchQ(p, place, lane_id);
 

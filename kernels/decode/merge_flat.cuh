@@ -16,7 +16,7 @@ struct FlatMerge {
     static constexpr int kThreads = kWarps * kWarpSize;
     static constexpr int kItems = P::kQuads / kSpans;          // of a head: what a thread adds up
     static constexpr int kMostTeams = 4;                       // of threads, which share the pieces of a segment
-    static constexpr int kTeamBytes = kMostTeams * P::kBytes;  // of shared memory that their sums take
+    static constexpr int kTeamBytes = kThreads * sizeof(Sum);  // of shared memory that they take
     static constexpr int kAtOnce = 5;                          // a team's pieces of a segment that an eighth of 132 CTAs share
     static_assert(!kSharedPieces || P::kBytes <= kRingBytes, "a drained ring holds a piece");
 
@@ -70,9 +70,9 @@ struct FlatMerge {
         const bool received = (runs.starts & 1) && runs.of(shared.part, 0).received();
         const u32 others = received ? runs.starts & ~1u : runs.starts;
         const int items = min(P::kHeads, p.group_size) * kItems, teams = received ? teams_of(items) : 1;
-        const int own_items = __popc(others) * items;
+        const Sent sent{Sent::of_cta(p, shared.first_cta), (int)blockIdx.x - shared.first_cta};
+        const int own_items = __popc(others) * items, to = (own_items + kWarpSize - 1) & -kWarpSize;
         // Whole warps change over to receiving: no lane waits for other CTAs while another one of its warp has not sent what they wait for.
-        const int to = (own_items + kWarpSize - 1) & -kWarpSize;
 #pragma unroll 1
         for (int i = kThreads - 1 - thread; i < to || received; i += kThreads) {
             const bool receiving = i >= to;
@@ -82,52 +82,38 @@ struct FlatMerge {
             for (; active && item >= items; item -= items) {
                 ++number;
             }
-            const int e = receiving ? 0 : runs.last_but(others, number);
+            const int e = receiving ? 0 : runs.last_but(others, number), team = receiving ? number : 0;
             const Run run = runs.of(shared.part, e);
             const OutRows rows = run.template rows<typename P::Impl>(p);
             const int head = item / kItems, quad = item % kItems;
             active = active && head < rows.heads;
             Sum sum;
-            sum.Clear();
-            // the first is e; every later one is the even piece of the next warp
-            PieceList pieces{place(p, e), place(p, e & ~1), kEvenStride, run.count};
-            int begin = receiving ? number : 0, step = receiving ? teams : 1;
-#pragma unroll 1
-            for (int stage = 0;; ++stage) {  // the CTA's own; what others send; sums of teams
-                if (active) {
-                    Sent::template AddTo<kAtOnce>(sum, pieces, stage == 1, begin, step, head, quad);
+            if (active) {
+                // the first is e; every later one is the even piece of the next warp
+                sum = add_pieces<P, false, 3, kSpans>({place(p, e), place(p, e & ~1), kEvenStride, run.count}, team, receiving ? teams : 1,
+                                                      head, quad);
+                if (receiving) {
+                    sent.template AddTo<kAtOnce>(sum, team, teams, head, quad);
                 }
-                if (!receiving || stage == 2) {
-                    break;
-                }
-                if (stage == 0) {
-                    float* const first = Sent::of_cta(p, shared.first_cta);
-                    pieces = {first, first, P::kFloats, (int)blockIdx.x - shared.first_cta};
-                    continue;
-                }
-                __syncthreads();
-                if (active && quad == 0) {
-                    Sent::ClearEnds(pieces, begin, step, head);
-                }
-                if (teams == 1) {
-                    break;
-                }
-                float* const sums = (float*)smem;
-                if (active) {
-                    sum.template Keep<P>(sums + number * P::kFloats, head, quad);
-                }
-                __syncthreads();
-                active = active && number == 0;
-                pieces = {sums, sums, P::kFloats, teams};
-                begin = step = 1;
-            }
-            if (active && run.ended) {
-                sum.template Store<P>(p, rows, head, quad);
-            }
-            else if (active) {
-                Sent::Send(Sent::of_cta(p, blockIdx.x), sum, head, quad);
             }
             if (receiving) {
+                __syncthreads();
+                if (teams > 1) {
+                    AddTeams(sum, items, teams, thread);
+                }
+            }
+            if (active && team == 0) {
+                if (run.ended) {
+                    sum.template Store<P>(p, rows, head, quad);
+                }
+                else {
+                    Sent::Send(Sent::of_cta(p, blockIdx.x), sum, head, quad);
+                }
+            }
+            if (receiving) {
+                if (active && quad == 0) {
+                    sent.ClearEnds(team, teams, head);
+                }
                 break;
             }
         }
@@ -143,5 +129,19 @@ private:
             ++teams;
         }
         return teams;
+    }
+
+    // The sums of all teams, of which there are no more than threads, in those of the first one.
+    DEVICE void AddTeams(Sum& sum, int items, int teams, int thread) const
+    {
+        Sum* const sums = (Sum*)smem;
+        sums[thread] = sum;
+        __syncthreads();
+        if (thread < items) {
+#pragma unroll 1
+            for (int i = 1; i < teams; ++i) {
+                sum.Add(sums[thread + i * items]);
+            }
+        }
     }
 };

@@ -121,35 +121,47 @@ using Merged = MergedSpans<1>;
 
 // Where the pieces of a segment lie: the first one, then one every `stride` floats from `rest` on.
 struct PieceList {
-    float* first;
-    float* rest;  // piece i at rest + i * stride
+    const float* first;
+    const float* rest;  // piece i at rest + i * stride
     int stride;
     int count;
-
-    // Piece `index`, which is the first one only if `number` is 0.
-    DEVICE float* at(int number, int index) const { return number == 0 && index == 0 ? first : rest + (i64)index * stride; }
 };
 
-// Adds pieces begin, begin + step, ... in this order; kAtOnce loads are in flight. They are of other CTAs, or of warps that no barrier binds, and
-// read past the L1 cache. No branch stands between the loads, and little else: this runs once, and what it costs is to fetch its instructions.
-template<class P, int kAtOnce>
-DEVICE Merged add_pieces(const PieceList& pieces, int begin, int step, int head, int quad)
+template<bool kOfOthers, class D>
+DEVICE void load_if(D& d, const float* p, bool there)
 {
+    if constexpr (kOfOthers) {
+        ld_global_cg_if(d, p, there);
+    }
+    else {
+        ld_if(d, p, there);
+    }
+}
+
+// Adds pieces begin, begin + step, ... in this order; kAtOnce loads are in flight. Pieces of other CTAs, or of warps that no barrier binds, are
+// read past the L1 cache. No branch stands between the loads, and little else: this runs once, and what it costs is to fetch its instructions.
+template<class P, bool kOfOthers, int kAtOnce, int kSpans = 1>
+DEVICE MergedSpans<kSpans> add_pieces(const PieceList& pieces, int begin, int step, int head, int quad)
+{
+    using Sum = MergedSpans<kSpans>;
     const int row = head * P::kHeadDim + quad * 4, ends_of = P::kEnds + 2 * head - row;
-    Merged sum;
+    Sum sum;
     sum.Clear();
 #pragma unroll 1
     for (int i = begin; i < pieces.count; i += kAtOnce * step) {
         float2 ends[kAtOnce];
-        float4 o[kAtOnce][1];
+        float4 o[kAtOnce][kSpans];
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
             const int index = i + k * step;
-            const float* const at = pieces.at(k, index) + row;
+            const float* const at = (k == 0 && i == 0 ? pieces.first : pieces.rest + (i64)index * pieces.stride) + row;
             ends[k] = make_float2(negative_infinity(), 0.f);
-            o[k][0] = make_float4(0.f, 0.f, 0.f, 0.f);
-            ld_global_cg_if(ends[k], at + ends_of, index < pieces.count);
-            ld_global_cg_if(o[k][0], at, index < pieces.count);
+            load_if<kOfOthers>(ends[k], at + ends_of, index < pieces.count);
+#pragma unroll
+            for (int s = 0; s < kSpans; ++s) {
+                o[k][s] = make_float4(0.f, 0.f, 0.f, 0.f);
+                load_if<kOfOthers>(o[k][s], at + Sum::template dim<P>(0, s), index < pieces.count);
+            }
         }
         sum.AddAll(o, ends);
     }

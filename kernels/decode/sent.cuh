@@ -15,6 +15,9 @@ constexpr int kMostTries = 1 << 24;  // of some tenths of a microsecond each: wh
 template<class P, int kSpans>
 struct SentPieces {
     using Sum = MergedSpans<kSpans>;
+    float* first;  // in the workspace: one for each of `count` CTAs
+    int count;
+
     static constexpr int kFloats = P::kFloats;
 
     template<class Params>
@@ -22,6 +25,21 @@ struct SentPieces {
     {
         return (float*)p.partial_count + (i64)cta * kFloats;
     }
+
+    // Never zero: -0 stands for it.
+    static DEVICE float word(float x) { return x == 0.f ? -0.f : x; }
+    static DEVICE bool arrived(float x) { return __float_as_uint(x) != 0; }
+    static DEVICE bool arrived(const float4 (&o)[kSpans], float2 ends)
+    {
+        bool all = arrived(ends.x) && arrived(ends.y);
+#pragma unroll
+        for (int s = 0; s < kSpans; ++s) {
+            all = all && arrived(o[s].x) && arrived(o[s].y) && arrived(o[s].z) && arrived(o[s].w);
+        }
+        return all;
+    }
+
+    static DEVICE float4 words(float4 x) { return make_float4(word(x.x), word(x.y), word(x.z), word(x.w)); }
 
     static DEVICE void Send(float* piece, const Sum& x, int head, int quad)
     {
@@ -34,34 +52,30 @@ struct SentPieces {
         }
     }
 
-    // Adds pieces begin, begin + step, ... in this order; kAtOnce loads are in flight. Those that were sent are waited for, and their O is cleared. No
-    // branch stands between the loads, and little else: this runs a few times, and what it costs is to fetch its instructions.
+    // Adds pieces begin, begin + step, ... in this order as they arrive, and clears their O; kAtOnce loads are in flight.
     template<int kAtOnce>
-    static DEVICE void AddTo(Sum& sum, const PieceList& pieces, bool sent, int begin, int step, int head, int quad)
+    DEVICE void AddTo(Sum& sum, int begin, int step, int head, int quad) const
     {
         const int row = head * P::kHeadDim + quad * 4, ends_of = P::kEnds + 2 * head - row;
 #pragma unroll 1
-        for (int i = begin; i < pieces.count; i += kAtOnce * step) {
+        for (int i = begin; i < count; i += kAtOnce * step) {
             float2 ends[kAtOnce];
             float4 o[kAtOnce][kSpans];
-            float* at[kAtOnce];
             bool missing[kAtOnce];
 #pragma unroll
             for (int k = 0; k < kAtOnce; ++k) {
-                const int index = i + k * step;
-                at[k] = pieces.at(k, index) + row;
-                missing[k] = index < pieces.count;
+                missing[k] = i + k * step < count;
                 ends[k] = make_float2(negative_infinity(), 0.f);
 #pragma unroll
                 for (int s = 0; s < kSpans; ++s) {
                     o[k][s] = make_float4(0.f, 0.f, 0.f, 0.f);
                 }
             }
-            Load(o, ends, at, missing, sent, ends_of);
+            Await(o, ends, missing, i, step, row, ends_of);
 #pragma unroll
             for (int k = 0; k < kAtOnce; ++k) {
-                if (sent && i + k * step < pieces.count) {
-                    ClearRow(at[k]);
+                if (i + k * step < count) {
+                    ClearRow(first + (i64)(i + k * step) * kFloats + row);
                 }
             }
             sum.AddAll(o, ends);
@@ -69,49 +83,36 @@ struct SentPieces {
     }
 
     // Their m and l, which several threads read, behind a barrier.
-    static DEVICE void ClearEnds(const PieceList& pieces, int begin, int step, int head)
+    DEVICE void ClearEnds(int begin, int step, int head) const
     {
 #pragma unroll 1
-        for (int i = begin; i < pieces.count; i += step) {
-            *(float2*)(pieces.at(i, i) + P::kEnds + 2 * head) = make_float2(0.f, 0.f);
+        for (int i = begin; i < count; i += step) {
+            *(float2*)(first + (i64)i * kFloats + P::kEnds + 2 * head) = make_float2(0.f, 0.f);
         }
     }
 
 private:
-    // Never zero: -0 stands for it.
-    static DEVICE float word(float x) { return x == 0.f ? -0.f : x; }
-    static DEVICE float4 words(float4 x) { return make_float4(word(x.x), word(x.y), word(x.z), word(x.w)); }
-    static DEVICE bool arrived(float x) { return __float_as_uint(x) != 0; }
-    static DEVICE bool arrived(const float4 (&o)[kSpans], float2 ends)
-    {
-        bool all = arrived(ends.x) && arrived(ends.y);
-#pragma unroll
-        for (int s = 0; s < kSpans; ++s) {
-            all = all && arrived(o[s].x) && arrived(o[s].y) && arrived(o[s].z) && arrived(o[s].w);
-        }
-        return all;
-    }
-
-    // The missing ones; of those that were sent, until all of them are there.
+    // Asks for the missing ones of pieces i, i + step, ... until all of them are there.
     template<int kAtOnce>
-    static DEVICE void Load(float4 (&o)[kAtOnce][kSpans], float2 (&ends)[kAtOnce], float* const (&at)[kAtOnce], bool (&missing)[kAtOnce], bool sent,
-                            int ends_of)
+    DEVICE void Await(float4 (&o)[kAtOnce][kSpans], float2 (&ends)[kAtOnce], bool (&missing)[kAtOnce], int i, int step, int row,
+                      int ends_of) const
     {
         bool waiting = true;
 #pragma unroll 1
         for (int tries = 0; waiting; ++tries) {
-#pragma unroll
-            for (int k = 0; k < kAtOnce; ++k) {
-                ld_relaxed_if(ends[k], at[k] + ends_of, missing[k]);
-#pragma unroll
-                for (int s = 0; s < kSpans; ++s) {
-                    ld_relaxed_if(o[k][s], at[k] + Sum::template dim<P>(0, s), missing[k]);
-                }
-            }
             waiting = false;
 #pragma unroll
             for (int k = 0; k < kAtOnce; ++k) {
-                missing[k] = sent && missing[k] && !arrived(o[k], ends[k]);
+                const float* const at = first + (i64)(i + k * step) * kFloats + row;
+                ld_relaxed_if(ends[k], at + ends_of, missing[k]);
+#pragma unroll
+                for (int s = 0; s < kSpans; ++s) {
+                    ld_relaxed_if(o[k][s], at + Sum::template dim<P>(0, s), missing[k]);
+                }
+            }
+#pragma unroll
+            for (int k = 0; k < kAtOnce; ++k) {
+                missing[k] = missing[k] && !arrived(o[k], ends[k]);
                 waiting = waiting || missing[k];
             }
             if (tries == kMostTries) {

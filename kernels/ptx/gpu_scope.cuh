@@ -22,10 +22,10 @@ DEVICE void st_relaxed(float* p, float2 x)
     asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(p), "f"(x.x), "f"(x.y) : "memory");
 }
 
-// @there ld.relaxed.gpu.{v4, v2}.f32, from global or shared memory; d stays as it is where `there` is false: no branch
+// @there ld.relaxed.gpu.global.{v4, v2}.f32; d stays as it is where `there` is false: no branch
 DEVICE void ld_relaxed_if(float4& d, const float* p, bool there)
 {
-    asm volatile("{\n\t.reg .pred there;\n\tsetp.ne.b32 there, %5, 0;\n\t@there ld.relaxed.gpu.v4.f32 {%0, %1, %2, %3}, [%4];\n\t}"
+    asm volatile("{\n\t.reg .pred there;\n\tsetp.ne.b32 there, %5, 0;\n\t@there ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];\n\t}"
                  : "+f"(d.x), "+f"(d.y), "+f"(d.z), "+f"(d.w)
                  : "l"(p), "r"((int)there)
                  : "memory");
@@ -33,7 +33,7 @@ DEVICE void ld_relaxed_if(float4& d, const float* p, bool there)
 
 DEVICE void ld_relaxed_if(float2& d, const float* p, bool there)
 {
-    asm volatile("{\n\t.reg .pred there;\n\tsetp.ne.b32 there, %3, 0;\n\t@there ld.relaxed.gpu.v2.f32 {%0, %1}, [%2];\n\t}"
+    asm volatile("{\n\t.reg .pred there;\n\tsetp.ne.b32 there, %3, 0;\n\t@there ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];\n\t}"
                  : "+f"(d.x), "+f"(d.y)
                  : "l"(p), "r"((int)there)
                  : "memory");

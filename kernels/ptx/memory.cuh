@@ -70,6 +70,23 @@ DEVICE void ld_global_once(u32 (&d)[4], const void* p)
 #endif
 }
 
+// @there ld.{v4, v2}.f32, from global or shared memory; d stays as it is where `there` is false: no branch
+DEVICE void ld_if(float4& d, const void* p, bool there)
+{
+    asm volatile("{\n\t.reg .pred there;\n\tsetp.ne.b32 there, %5, 0;\n\t@there ld.v4.f32 {%0, %1, %2, %3}, [%4];\n\t}"
+                 : "+f"(d.x), "+f"(d.y), "+f"(d.z), "+f"(d.w)
+                 : "l"(p), "r"((int)there)
+                 : "memory");
+}
+
+DEVICE void ld_if(float2& d, const void* p, bool there)
+{
+    asm volatile("{\n\t.reg .pred there;\n\tsetp.ne.b32 there, %3, 0;\n\t@there ld.v2.f32 {%0, %1}, [%2];\n\t}"
+                 : "+f"(d.x), "+f"(d.y)
+                 : "l"(p), "r"((int)there)
+                 : "memory");
+}
+
 // @there ld.global.cg.{v4, v2}.f32, past L1
 DEVICE void ld_global_cg_if(float4& d, const void* p, bool there)
 {
