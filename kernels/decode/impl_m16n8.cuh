@@ -99,7 +99,7 @@ struct DecodeImpl {
         for (int n = 0; n < kHeadTiles; ++n) {
             const int head = 8 * n + g;
             const char* const row = (const char*)(q + min(head, heads - 1) * kHeadDim) + t * kChunkBytes;
-#pragma unroll(kQueryInShared ? 4 : kKeyLoads)
+#pragma unroll
             for (int j = 0; j < kKeyLoads; ++j) {
                 const uint4 w = head < heads ? *(const uint4*)(row + j * 4 * kChunkBytes) : make_uint4(0, 0, 0, 0);
                 if constexpr (kQueryInShared) {

@@ -103,7 +103,7 @@ struct DecodeQuantImpl {
             const int head = 8 * n + g;
             const T* const row = q + min(head, heads - 1) * kHeadDim;
             float sum = 0.f, bias = 0.f;
-#pragma unroll(kQueryInShared ? 4 : kSteps)
+#pragma unroll
             for (int s = 0; s < kSteps; ++s) {
                 const uint2 w = head < heads ? *(const uint2*)(row + query_dim(s, t)) : make_uint2(0, 0);
                 const float first = low_to_float<T>(w.x) + high_to_float<T>(w.x), second = low_to_float<T>(w.y) + high_to_float<T>(w.y);

@@ -72,35 +72,41 @@ struct FlatMerge {
         const int items = min(P::kHeads, p.group_size) * kItems, teams = received ? teams_of(items) : 1;
         const Sent sent{Sent::of_cta(p, shared.first_cta), (int)blockIdx.x - shared.first_cta};
         const int own_items = __popc(others) * items, to = (own_items + kWarpSize - 1) & -kWarpSize;
-        // Whole warps change over to receiving: no lane waits for other CTAs while another one of its warp has not sent what they wait for.
+        // Whole warps change over to receiving: no lane waits for other CTAs while another one of its warp has not sent what they wait for. All
+        // threads make the same number of passes then.
+        bool receiving = false;
 #pragma unroll 1
-        for (int i = kThreads - 1 - thread; i < to || received; i += kThreads) {
-            const bool receiving = i >= to;
-            int item = receiving ? thread : i, number = 0;  // of the run, from the last one; of the team
-            bool active = item < (receiving ? teams * items : own_items);
+        for (int i = kThreads - 1 - thread;; i += kThreads) {
+            if (!receiving && i >= to) {
+                receiving = true;
+                i = thread;
+            }
+            if (receiving && (!received || i - thread >= teams * items)) {
+                break;
+            }
+            const bool wanted = i < (receiving ? teams * items : own_items);
+            int item = i, number = 0;  // of the run, from the last one; of the team
 #pragma unroll 1
-            for (; active && item >= items; item -= items) {
+            for (; wanted && item >= items; item -= items) {
                 ++number;
             }
             const int e = receiving ? 0 : runs.last_but(others, number), team = receiving ? number : 0;
             const Run run = runs.of(shared.part, e);
             const OutRows rows = run.template rows<typename P::Impl>(p);
             const int head = item / kItems, quad = item % kItems;
-            active = active && head < rows.heads;
+            const bool active = wanted && head < rows.heads;
             Sum sum;
             if (active) {
                 // the first is e; every later one is the even piece of the next warp
-                sum = add_pieces<P, false, 3, kSpans>({place(p, e), place(p, e & ~1), kEvenStride, run.count}, team, receiving ? teams : 1,
+                sum = add_pieces<P, false, 4, kSpans>({place(p, e), place(p, e & ~1), kEvenStride, run.count}, team, receiving ? teams : 1,
                                                       head, quad);
                 if (receiving) {
                     sent.template AddTo<kAtOnce>(sum, team, teams, head, quad);
                 }
             }
-            if (receiving) {
+            if (receiving && teams > 1) {
                 __syncthreads();
-                if (teams > 1) {
-                    AddTeams(sum, items, teams, thread);
-                }
+                AddTeams(sum, items, teams, thread);
             }
             if (active && team == 0) {
                 if (run.ended) {
@@ -110,12 +116,12 @@ struct FlatMerge {
                     Sent::Send(Sent::of_cta(p, blockIdx.x), sum, head, quad);
                 }
             }
-            if (receiving) {
-                if (active && quad == 0) {
-                    sent.ClearEnds(team, teams, head);
-                }
-                break;
+        }
+        if (received) {  // uniform
+            if (teams == 1) {
+                __syncthreads();
             }
+            sent.ClearEnds(Pack(p, shared.part[0].slot).heads<P::kHeads>(p), thread, kThreads);
         }
     }
 

@@ -82,12 +82,13 @@ struct SentPieces {
         }
     }
 
-    // Their m and l, which several threads read, behind a barrier.
-    DEVICE void ClearEnds(int begin, int step, int head) const
+    // The others' m and l, which several threads read, behind a barrier.
+    DEVICE void ClearEnds(int heads, int thread, int threads) const
     {
 #pragma unroll 1
-        for (int i = begin; i < count; i += step) {
-            *(float2*)(first + (i64)i * kFloats + P::kEnds + 2 * head) = make_float2(0.f, 0.f);
+        for (int i = thread; i < count * heads; i += threads) {
+            const int cta = (u32)i / (u32)heads;
+            *(float2*)(first + (i64)cta * kFloats + P::kEnds + 2 * (i - cta * heads)) = make_float2(0.f, 0.f);
         }
     }
 
