@@ -127,6 +127,7 @@ def merge(dtype: str, head_dim: int, device: Target, values: dict[str, Any]) -> 
 def _cache_values(problem: Problem, device: Target) -> dict[str, Any]:
     """The AttentionParams that say where the cache's rows are in the pool."""
     layout, batch, address = problem.layout, problem.batch, device.address
+    factor, shift = params.divisor(problem.cp.size)
     return {
         "block_table": address(batch.block_table),
         "cu_seqlens_q": address(batch.cu_seqlens_q) if batch.num_decode != batch.batch_size else 0,
@@ -145,6 +146,8 @@ def _cache_values(problem: Problem, device: Target) -> dict[str, Any]:
         "num_kv_heads": layout.num_kv_heads,
         "cp_size": problem.cp.size,
         "cp_rank": problem.cp.rank,
+        "cp_factor": factor,
+        "cp_shift": shift,
     }
 
 
@@ -268,7 +271,16 @@ def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
     splits = problem.num_splits
     room = spec.cut_bytes(grid, segments, places) if splits else places * spec.piece_bytes
     once = problem.batch.disjoint and packs == 1
-    packed = params.pack(**values, head_packs=packs, num_splits=splits, max_splits=places if splits else 0, read_once=once)
+    factor, shift = params.divisor(packs)
+    packed = params.pack(
+        **values,
+        head_packs=packs,
+        packs_factor=factor,
+        packs_shift=shift,
+        num_splits=splits,
+        max_splits=places if splits else 0,
+        read_once=once,
+    )
     return Launch(spec, grid, packed, room, segments if splits else grid * spec.sent_words)
 
 

@@ -93,6 +93,10 @@ FIELDS = (
         "ranks that share the keys of sequences, 1: all are here; lengths are the sequences' own, block_table is of this rank's tokens",
     ),
     Field("cp_rank", "int", "this rank: its token i stands at position i * cp_size + cp_rank"),
+    Field("cp_factor", "u32", "divisor(cp_size)"),
+    Field("cp_shift", "int", "likewise"),
+    Field("packs_factor", "u32", "decode: divisor(head_packs)"),
+    Field("packs_shift", "int", "likewise"),
     Field("qk_scale", "float", "softmax_scale * log2(e)"),
     Field("softcap_in", "float", "softmax_scale / softcap, on q.k before tanh; 0: none"),
     Field("softcap_out", "float", "softcap / softmax_scale, after tanh"),
@@ -134,6 +138,17 @@ pack_extras = _packer(EXTRA_FIELDS, _EXTRAS_CODE)
 # fill(buffer, 0, *addresses) and operands(buffer): those of a packed struct
 _OPERANDS = struct.Struct(f"<{len(OPERANDS)}Q")
 fill, operands = _OPERANDS.pack_into, _OPERANDS.unpack_from
+
+
+def divisor(d: int) -> tuple[int, int]:
+    """A factor and a shift by which kernels divide by d, 1 to 2**30, in three instructions (kernels/core/divide.cuh).
+
+    >>> factor, shift = divisor(7)
+    >>> all((2 * x * factor >> 32) >> shift == x // 7 for x in (0, 6, 7, 10**9, 2**31 - 1))
+    True
+    """
+    shift = (d - 1).bit_length()
+    return (1 << (31 + shift)) // d + 1, shift
 
 
 def dtype() -> np.dtype[Any]:

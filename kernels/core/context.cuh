@@ -1,13 +1,13 @@
 // Context parallelism: of every sequence's keys, those at positions i * cp_size + cp_rank are here, as its keys i.
 #pragma once
 
-#include "core/types.cuh"
+#include "core/divide.cuh"
 
 // How many of a sequence's first `length` keys are here.
 template<class Params>
 DEVICE int own_keys(const Params& p, int length)
 {
-    return p.cp_size > 1 ? (u32)(length + (p.cp_size - 1 - p.cp_rank)) / (u32)p.cp_size : length;
+    return p.cp_size > 1 ? divide(length + (p.cp_size - 1 - p.cp_rank), p.cp_factor, p.cp_shift) : length;
 }
 
 // Where key i stands in its sequence.

@@ -15,8 +15,8 @@ struct Pack {
     template<class Params>
     DEVICE Pack(const Params& p, int slot): kv_head(slot), index(0)
     {
-        if (p.head_packs > 1) {  // most often 1, and a division is a tenth of a microsecond
-            kv_head = (u32)slot / (u32)p.head_packs;
+        if (p.head_packs > 1) {  // most often 1
+            kv_head = divide(slot, p.packs_factor, p.packs_shift);
             index = slot - kv_head * p.head_packs;
         }
     }
@@ -56,10 +56,8 @@ struct Cursor {
     {
         len = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];
         low = p.window_size ? max(len - p.window_size, 0) : 0;
-        if (p.cp_size > 1) {
-            len = own_keys(p, len);
-            low = own_keys(p, low);
-        }
+        len = own_keys(p, len);
+        low = own_keys(p, low);
         return low < len && takes(p, b) ? (int)((u32)(len + CTA_S - 1) / CTA_S - (u32)low / CTA_S) : 0;
     }
 

@@ -37,11 +37,11 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
         // keys that nobody else reads leave L2 first: it keeps what all CTAs read, as code, tables and pieces
         const u64 policy = p.read_once ? evict_first_policy() : kDefaultPolicy;
         auto prefetch =
-            [&](u32 i) {  // copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed
+            [&](u32 i, bool joins) {  // copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed
                 if (!ahead.done()) {
                     const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id;
                     const u32 slot = i % kStages * kSlotBytes;
-                    if (cache.Joined()) {
+                    if (joins && cache.Joined()) {
                         gmem_k.template Prefetch<true>(cache, lane, slot, policy);
                         gmem_v.template Prefetch<true>(cache, lane, slot, policy);
                     }
@@ -63,7 +63,8 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
             };
 #pragma unroll 1
         for (u32 i = 0; i < kStages - 1; ++i) {
-            prefetch(i);
+            cache.Part();  // one copy of the code less: what copies tiles of two parts copies joined ones, too
+            prefetch(i, false);
         }
         PrefetchQ(p, place, lane_id);
 
@@ -81,12 +82,12 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
             do {
                 const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id, g = lane / 4, t = lane % 4;
                 if (Impl::kEager) {
-                    prefetch(i + kStages - 1);
+                    prefetch(i + kStages - 1, true);
                 }
                 cp_async_wait_group<kStages - (Impl::kEager ? 1 : 2)>();
                 __syncwarp();
                 if (!Impl::kEager) {
-                    prefetch(i + kStages - 1);
+                    prefetch(i + kStages - 1, true);
                 }
 
                 const int from = place.from(), to = place.to();

@@ -70,59 +70,58 @@ struct FlatMerge {
         const bool received = (runs.starts & 1) && runs.of(shared.part, 0).received();
         const u32 others = received ? runs.starts & ~1u : runs.starts;
         const int items = min(P::kHeads, p.group_size) * kItems, teams = received ? teams_of(items) : 1;
-        const int first_cta = received ? shared.first_cta : 0;
-        const Sent sent{Sent::of_cta(p, first_cta), received ? (int)blockIdx.x - first_cta : 0};
-        Sum sum;
+        const Sent sent{Sent::of_cta(p, shared.first_cta), (int)blockIdx.x - shared.first_cta};
+        const int own_items = __popc(others) * items, to = (own_items + kWarpSize - 1) & -kWarpSize;
+        // Whole warps change over to receiving: no lane waits for other CTAs while another one of its warp has not sent what they wait for. All
+        // threads make the same number of passes then.
         bool receiving = false;
-        const int own_items = __popc(others) * items;
-        // Whole warps change over to receiving: no lane waits for other CTAs while another one of its warp has not sent what they wait for.
 #pragma unroll 1
-        for (int i = kThreads - 1 - thread, to = (own_items + kWarpSize - 1) & -kWarpSize;; i += kThreads) {
-            if (i >= to) {
-                if (receiving || !received) {
-                    break;
-                }
+        for (int i = kThreads - 1 - thread;; i += kThreads) {
+            if (!receiving && i >= to) {
                 receiving = true;
                 i = thread;
-                to = teams * items;
-                if (i >= to) {
-                    break;
-                }
             }
-            if (!receiving && i >= own_items) {
-                continue;
+            if (receiving && (!received || i - thread >= teams * items)) {
+                break;
             }
+            const bool wanted = i < (receiving ? teams * items : own_items);
             int item = i, number = 0;  // of the run, from the last one; of the team
-            for (; item >= items; item -= items) {
+#pragma unroll 1
+            for (; wanted && item >= items; item -= items) {
                 ++number;
             }
             const int e = receiving ? 0 : runs.last_but(others, number), team = receiving ? number : 0;
             const Run run = runs.of(shared.part, e);
             const OutRows rows = run.template rows<typename P::Impl>(p);
             const int head = item / kItems, quad = item % kItems;
-            if (head >= rows.heads) {
-                continue;
+            const bool active = wanted && head < rows.heads;
+            Sum sum;
+            if (active) {
+                // the first is e; every later one is the even piece of the next warp
+                sum = add_pieces<P, false, 4, kSpans>({place(p, e), place(p, e & ~1), kEvenStride, run.count}, team, receiving ? teams : 1,
+                                                      head, quad);
+                if (receiving) {
+                    sent.template AddTo<kAtOnce>(sum, team, teams, head, quad);
+                }
             }
-            // the first is e; every later one is the even piece of the next warp
-            sum = add_pieces<P, false, 4, kSpans>({place(p, e), place(p, e & ~1), kEvenStride, run.count}, team, receiving ? teams : 1,
-                                                  head, quad);
-            if (receiving) {
-                sent.template AddTo<kAtOnce>(sum, team, teams, head, quad);
+            if (receiving && teams > 1) {
+                __syncthreads();
+                AddTeams(sum, items, teams, thread);
             }
-            if (!run.ended) {
-                Sent::Send(Sent::of_cta(p, blockIdx.x), sum, head, quad);
-            }
-            else if (!receiving || teams == 1) {
-                sum.template Store<P>(p, rows, head, quad);
+            if (active && team == 0) {
+                if (run.ended) {
+                    sum.template Store<P>(p, rows, head, quad);
+                }
+                else {
+                    Sent::Send(Sent::of_cta(p, blockIdx.x), sum, head, quad);
+                }
             }
         }
         if (received) {  // uniform
-            __syncthreads();
-            const OutRows rows = runs.of(shared.part, 0).template rows<typename P::Impl>(p);
-            if (teams > 1) {  // of which there are no more than threads
-                AddTeams(p, rows, sum, items, teams, thread);
+            if (teams == 1) {
+                __syncthreads();
             }
-            sent.ClearEnds(rows.heads, thread, kThreads);
+            sent.ClearEnds(Pack(p, shared.part[0].slot).heads<P::kHeads>(p), thread, kThreads);
         }
     }
 
@@ -131,26 +130,24 @@ private:
     static DEVICE int teams_of(int items)
     {
         int teams = 1;
+#pragma unroll 1
         while (teams < kMostTeams && (teams + 1) * items <= kThreads) {
             ++teams;
         }
         return teams;
     }
 
-    template<class Params>
-    DEVICE void AddTeams(const Params& p, const OutRows& rows, const Sum& sum, int items, int teams, int thread) const
+    // The sums of all teams, of which there are no more than threads, in those of the first one.
+    DEVICE void AddTeams(Sum& sum, int items, int teams, int thread) const
     {
         Sum* const sums = (Sum*)smem;
         sums[thread] = sum;
         __syncthreads();
-        const int head = thread / kItems;
-        if (thread < items && head < rows.heads) {
-            Sum all = sum;
+        if (thread < items) {
 #pragma unroll 1
             for (int i = 1; i < teams; ++i) {
-                all.Add(sums[thread + i * items]);
+                sum.Add(sums[thread + i * items]);
             }
-            all.template Store<P>(p, rows, head, thread % kItems);
         }
     }
 };

@@ -51,6 +51,7 @@ struct Runs {
     // Of the runs that start with these bits the last one but `number`.
     static DEVICE int last_but(u32 bits, int number)
     {
+#pragma unroll 1
         for (; number > 0; --number) {
             bits &= ~(0x80000000u >> __clz(bits));
         }

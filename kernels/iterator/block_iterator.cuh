@@ -49,6 +49,15 @@ struct BlockIterator {
         }
     }
 
+    // Notes the block of each part even where the parts are joined.
+    DEVICE void Part()
+    {
+#pragma unroll
+        for (int i = 1; i < kHeld; ++i) {
+            block_[i] = Joined() ? block_[0] : block_[i];
+        }
+    }
+
     // Whether every held part lies in one block.
     DEVICE bool OneBlock() const { return kPartRows <= kMinBlockLen || log2_of(kPartRows) <= block_len_log2_; }
 
