@@ -37,7 +37,9 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
         // keys that nobody else reads leave L2 first: it keeps what all CTAs read, as code, tables and pieces
         const u64 policy = p.read_once ? evict_first_policy() : kDefaultPolicy;
         auto prefetch =
-            [&](u32 i, bool joins) {  // copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed
+            [&](u32 i,
+                bool
+                    joins) {  // copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed
                 if (!ahead.done()) {
                     const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id;
                     const u32 slot = i % kStages * kSlotBytes;
