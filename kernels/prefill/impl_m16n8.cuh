@@ -53,6 +53,7 @@ struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_
     // Fragments must arrive in the register order that the mma wants: K as B (rows 0-7, chunk 0), (0-7, 1), (8-15, 0), (8-15, 1);
     // Q as A and V as transposed B (rows 0-7, chunk 0), (8-15, 0), (0-7, 1), (8-15, 1).
     struct SmemIterK: BaseSmemIterator<T, SmemLayout> {
+        using BaseSmemIterator<T, SmemLayout>::BaseSmemIterator;
         DEVICE SmemIterK(u32 tile, int lane)
             : BaseSmemIterator<T, SmemLayout>(tile + SmemLayout::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2))
         {}
@@ -64,6 +65,7 @@ struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_
     using SmemIterQ = M16n8IterQ<T, SmemLayout, kRowBytes>;
 
     struct SmemIterV: BaseSmemIterator<T, SmemLayout> {
+        using BaseSmemIterator<T, SmemLayout>::BaseSmemIterator;
         DEVICE SmemIterV(u32 tile, int lane): BaseSmemIterator<T, SmemLayout>(tile + SmemLayout::offset(lane % 16, lane / 16)) {}
 
         DEVICE void Load(u32 (&d)[4], int key, int dim) const
@@ -72,6 +74,7 @@ struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_
         }
     };
 
+    // S += Q K^T.
     static DEVICE void ComputeQK(FragS& frag_s, const SmemIterQ& smem_q, const SmemIterK& smem_k)
     {
         constexpr int kSteps = kKeySteps * kDimSteps;
@@ -100,14 +103,8 @@ struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_
             const u32(&k)[4] = frag_k[n % (kAhead + 1)];
 #pragma unroll
             for (int i = 0; i < kSlabs; ++i) {
-                if (dim == 0) {
-                    mma_k16_zero<Arch, T>(frag_s[i][2 * key], frag_q[dim & 1][i], {k[0], k[1]});
-                    mma_k16_zero<Arch, T>(frag_s[i][2 * key + 1], frag_q[dim & 1][i], {k[2], k[3]});
-                }
-                else {
-                    mma_k16<Arch, T>(frag_s[i][2 * key], frag_q[dim & 1][i], {k[0], k[1]});
-                    mma_k16<Arch, T>(frag_s[i][2 * key + 1], frag_q[dim & 1][i], {k[2], k[3]});
-                }
+                mma_k16<Arch, T>(frag_s[i][2 * key], frag_q[dim & 1][i], {k[0], k[1]});
+                mma_k16<Arch, T>(frag_s[i][2 * key + 1], frag_q[dim & 1][i], {k[2], k[3]});
             }
         }
     }

@@ -21,11 +21,9 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
     using SmemIterQ = typename Impl::SmemIterQ;
 
     typename Impl::FragO frag_o;
-    typename Impl::FragRow frag_m, frag_l;
+    RowSum sum;  // of the lane's own row
 
     static DEVICE void InitBarriers() {}
-
-    DEVICE void Clear() { Impl::Clear(frag_o, frag_m, frag_l); }
 
     // Part `part` of p.num_splits of the tile's keys.
     template<class Params>
@@ -36,7 +34,9 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
         const int per_part = (tiles + p.num_splits - 1) / p.num_splits;
         int tile = first_tile + tiles - 1 - part * per_part;
         const int last_tile = max(first_tile, tile - per_part + 1);
-        Clear();
+        typename Impl::FragRow frag_l;
+        Impl::Clear(frag_o, frag_l);
+        sum = {negative_infinity(), 0.f};
         if (tile < last_tile) {
             return;  // no keys for this part
         }
@@ -57,16 +57,16 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
 #pragma unroll 1
         for (bool front = false;; front = true, until = last_tile) {  // one body serves the cut tiles of both ends
             for (; tile >= until; --tile) {
-                Turn<true>(p, query, source, start, iter_q, place, tile, tile > last_tile);
+                Turn<true>(p, query, source, start, frag_l, iter_q, place, tile, tile > last_tile);
             }
             if (front) {
                 break;
             }
             for (const int whole_last = max(last_tile, whole_begin); tile >= whole_last; --tile) {
-                Turn<false>(p, query, source, start, iter_q, place, tile, tile > last_tile);
+                Turn<false>(p, query, source, start, frag_l, iter_q, place, tile, tile > last_tile);
             }
         }
-        Impl::Finish(frag_m, frag_l, start);
+        sum = Impl::Finish(frag_l, start, lane);
     }
 
 private:
@@ -78,7 +78,7 @@ private:
     // One tile. `masked`: the sequence's end, the diagonal or the window may cut it; `more`: another one follows.
     template<bool masked, class Params>
     DEVICE void Turn(const Params& p, const QueryTile<kRows>& query, TileSource& source, typename Impl::Start& start,
-                     const SmemIterQ& iter_q, const Place& place, int tile, bool more)
+                     typename Impl::FragRow& frag_l, const SmemIterQ& iter_q, const Place& place, int tile, bool more)
     {
         const bool some = !masked || !p.causal || position_of_key(p, tile * CTA_S) <= place.last;  // else no row of this warp keeps a key
         const int lane = opaque(place.lane);

@@ -19,12 +19,10 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
     static constexpr int kRingBytes = TileSource::kBytes;
 
     typename Impl::FragO frag_o;
-    typename Impl::FragRow frag_m, frag_l;
+    RowSum sum;  // of the lane's own row
 
     // By one thread, before a barrier.
     static DEVICE void InitBarriers() { TileSource::InitBarriers(); }
-
-    DEVICE void Clear() { Impl::Clear(frag_o, frag_m, frag_l); }
 
     // Part `part` of p.num_splits of the tile's keys.
     template<class Params>
@@ -35,7 +33,9 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
         const int per_part = p.num_splits > 1 ? (tiles + p.num_splits - 1) / p.num_splits : tiles;
         int tile = first_tile + tiles - 1 - part * per_part;
         const int last_tile = max(first_tile, tile - per_part + 1);
-        Clear();
+        typename Impl::FragRow frag_l;
+        Impl::Clear(frag_o, frag_l);
+        sum = {negative_infinity(), 0.f};
         if (tile < last_tile) {
             return;  // no keys for this part
         }
@@ -56,7 +56,7 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
             const int left = tile - last_tile;
             const u32 slot = source.Next(left);
             if (tile < whole_end && tile >= whole_begin) {
-                Step<Impl, false>(p, query, start, iter_q, place, slot, tile * CTA_S, [&] {
+                Step<Impl, false>(p, query, start, frag_l, iter_q, place, slot, tile * CTA_S, [&] {
                     source.EndK(left);
                     source.BeginV(left);
                 });
@@ -66,12 +66,12 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
             source.BeginV(left);
 #pragma unroll 1
             for (int key = CTA_S - Part::CTA_S; key >= 0; key -= Part::CTA_S) {
-                Step<Part, true>(p, query, start, iter_q, place, slot + key * Impl::kRowBytes, tile * CTA_S + key, [] {});
+                Step<Part, true>(p, query, start, frag_l, iter_q, place, slot + key * Impl::kRowBytes, tile * CTA_S + key, [] {});
             }
             source.EndK(left);
             source.EndV(left);
         }
-        Impl::Finish(frag_m, frag_l, start);
+        sum = Impl::Finish(frag_l, start, lane);
     }
 
 private:
@@ -88,7 +88,8 @@ private:
     // The keys of a tile, or of a part of one, from key0 on; V of each lies kTileBytes behind K. `between`: what is done when K is used up, and
     // before V is read.
     template<class Some, bool masked, class Params, class Between>
-    DEVICE void Step(const Params& p, const QueryTile<kRows>& query, typename Impl::Start& start, const typename Impl::SmemIterQ& iter_q,
+    DEVICE void Step(const Params& p, const QueryTile<kRows>& query, typename Impl::Start& start, typename Impl::FragRow& frag_l,
+                     const typename Impl::SmemIterQ& iter_q,
                      const Place& place, u32 k, int key0, Between&& between)
     {
         // Of what the warp's first row keeps, but for the window.
@@ -97,6 +98,7 @@ private:
             return;  // no row of this warp keeps a key
         }
         typename Some::FragS frag_s;
+        Some::ClearScores(frag_s);
         Some::ComputeQK(frag_s, iter_q, typename Some::SmemIterK{k, place.lane});
         if constexpr (Impl::kAdjusted) {
             adjust_scores<Some>(frag_s, p, query, place.warp_row, key0, place.lane);
