@@ -53,13 +53,18 @@ DEVICE void store_output(const Params& p, const Mainloop& loop, const QueryTile<
             const int n = i % Rows::kPeriod, down = i / Rows::kPeriod * Rows::kPeriodRows;
             v[i] = *(const uint4*)(smem_q + SmemLayout::offset(first + Rows::row(lane, n) + down, Rows::chunk(lane, n)));
         }
+        T* to[Rows::kPeriod];
+#pragma unroll
+        for (int n = 0; n < Rows::kPeriod; ++n) {
+            to[n] = out + (i64)Rows::row(lane, n) * p.out_stride + Rows::chunk(lane, n) * (kChunkBytes / (int)sizeof(T));
+        }
 #pragma unroll
         for (int i = 0; i < Rows::kIterS; ++i) {
-            const int n = i % Rows::kPeriod, down = i / Rows::kPeriod * Rows::kPeriodRows, row = Rows::row(lane, n);
-            if (row + down < rows) {
-                *(uint4*)(out + (i64)row * p.out_stride + Rows::chunk(lane, n) * (kChunkBytes / (int)sizeof(T)) +
-                          (i64)down * p.out_stride) = v[i];
+            const int n = i % Rows::kPeriod;
+            if (Rows::row(lane, n) + i / Rows::kPeriod * Rows::kPeriodRows < rows) {
+                *(uint4*)to[n] = v[i];
             }
+            to[n] += (i64)Rows::kPeriodRows * p.out_stride;
         }
     }
 }

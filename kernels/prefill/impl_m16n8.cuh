@@ -53,7 +53,6 @@ struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_
     // Fragments must arrive in the register order that the mma wants: K as B (rows 0-7, chunk 0), (0-7, 1), (8-15, 0), (8-15, 1);
     // Q as A and V as transposed B (rows 0-7, chunk 0), (8-15, 0), (0-7, 1), (8-15, 1).
     struct SmemIterK: BaseSmemIterator<T, SmemLayout> {
-        using BaseSmemIterator<T, SmemLayout>::BaseSmemIterator;
         DEVICE SmemIterK(u32 tile, int lane)
             : BaseSmemIterator<T, SmemLayout>(tile + SmemLayout::offset(lane % 8 + lane / 16 * 8, lane / 8 % 2))
         {}
@@ -65,7 +64,6 @@ struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_
     using SmemIterQ = M16n8IterQ<T, SmemLayout, kRowBytes>;
 
     struct SmemIterV: BaseSmemIterator<T, SmemLayout> {
-        using BaseSmemIterator<T, SmemLayout>::BaseSmemIterator;
         DEVICE SmemIterV(u32 tile, int lane): BaseSmemIterator<T, SmemLayout>(tile + SmemLayout::offset(lane % 16, lane / 16)) {}
 
         DEVICE void Load(u32 (&d)[4], int key, int dim) const
@@ -74,7 +72,6 @@ struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_
         }
     };
 
-    // S += Q K^T.
     static DEVICE void ComputeQK(FragS& frag_s, const SmemIterQ& smem_q, const SmemIterK& smem_k)
     {
         constexpr int kSteps = kKeySteps * kDimSteps;
@@ -86,6 +83,7 @@ struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_
                 smem_q.Load(frag_q[dim & 1][i], i, dim);
             }
         };
+        Base::ClearScores(frag_s);
         load_q(0);
 #pragma unroll
         for (int n = 0; n < kAhead; ++n) {

@@ -30,7 +30,7 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
     DEVICE void operator()(const Params& p, const QueryTile<kRows>& query, int part, u32 smem_ring, u32 smem_q, int thread)
     {
         const int lane = thread % kWarpSize, warp_row = first_query_row<Impl::kWarpRows>(thread / kWarpSize);
-        const int first_tile = query.first_key(p) / CTA_S, tiles = (query.keys(p) + CTA_S - 1) / CTA_S - first_tile;
+        const int first_tile = query.first_key / CTA_S, tiles = (query.keys + CTA_S - 1) / CTA_S - first_tile;
         const int per_part = (tiles + p.num_splits - 1) / p.num_splits;
         int tile = first_tile + tiles - 1 - part * per_part;
         const int last_tile = max(first_tile, tile - per_part + 1);
@@ -52,7 +52,7 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
         const Place place{warp_row, position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, query.len, lane};
         const SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
 
-        const int whole_end = query.common_keys(p) / CTA_S, whole_begin = (query.common_first_key(p) + CTA_S - 1) / CTA_S;
+        const int whole_end = query.common_keys / CTA_S, whole_begin = (query.common_first_key + CTA_S - 1) / CTA_S;
         int until = max(last_tile, whole_end);
 #pragma unroll 1
         for (bool front = false;; front = true, until = last_tile) {  // one body serves the cut tiles of both ends

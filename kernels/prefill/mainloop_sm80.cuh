@@ -29,7 +29,7 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
     DEVICE void operator()(const Params& p, const QueryTile<kRows>& query, int part, u32 smem_ring, u32 smem_q, int thread)
     {
         const int lane = thread % kWarpSize, warp_row = first_query_row<Impl::kWarpRows>(thread / kWarpSize);
-        const int first_tile = query.first_key(p) / CTA_S, tiles = (query.keys(p) + CTA_S - 1) / CTA_S - first_tile;
+        const int first_tile = query.first_key / CTA_S, tiles = (query.keys + CTA_S - 1) / CTA_S - first_tile;
         const int per_part = p.num_splits > 1 ? (tiles + p.num_splits - 1) / p.num_splits : tiles;
         int tile = first_tile + tiles - 1 - part * per_part;
         const int last_tile = max(first_tile, tile - per_part + 1);
@@ -46,69 +46,111 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
         prefetch_query<Impl, kWarps>(p, query, smem_q, thread);
         source.Start(tile - last_tile + 1, query.len);  // the queries arrive with the first tile
 
-        // A warp's slabs hold consecutive tokens, or the same tokens of other heads.
-        const int position = query.position(warp_row), slab_step = Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0;
-        const Place place{warp_row, position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, lane};
         const typename Impl::SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
 
-        const int whole_end = query.common_keys(p) / CTA_S, whole_begin = (query.common_first_key(p) + CTA_S - 1) / CTA_S;
+        const int whole_end = query.common_keys / CTA_S, whole_begin = (query.common_first_key + CTA_S - 1) / CTA_S;
         for (; tile >= last_tile; --tile) {
             const int left = tile - last_tile;
-            const u32 slot = source.Next(left);
-            if (tile < whole_end && tile >= whole_begin) {
-                Step<Impl, false>(p, query, start, frag_l, iter_q, place, slot, tile * CTA_S, [&] {
-                    source.EndK(left);
-                    source.BeginV(left);
-                });
-                source.EndV(left);
-                continue;
+            const u32 k = source.Next(left);
+            const bool whole = tile < whole_end && tile >= whole_begin;
+            const int keys = whole ? CTA_S : Keys(p, query, Place(query, opaque(thread)), tile * CTA_S);
+            typename Impl::FragS frag_s;
+            ComputeQK(frag_s, iter_q, k, keys, lane);
+            if constexpr (Impl::kAdjusted) {
+                adjust_scores<Impl>(frag_s, p, query, warp_row, tile * CTA_S, lane);
             }
-            source.BeginV(left);
-#pragma unroll 1
-            for (int key = CTA_S - Part::CTA_S; key >= 0; key -= Part::CTA_S) {
-                Step<Part, true>(p, query, start, frag_l, iter_q, place, slot + key * Impl::kRowBytes, tile * CTA_S + key, [] {});
+            if (!whole) {
+                Mask(frag_s, p, query, Place(query, opaque(thread)), tile * CTA_S);
             }
             source.EndK(left);
+            source.BeginV(left);
+            Impl::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
+            ComputePV(frag_l, frag_s, k + kTileBytes, keys, lane);
             source.EndV(left);
         }
         sum = Impl::Finish(frag_l, start, lane);
     }
 
 private:
-    // Tiles that the diagonal, the window or the sequence's end cuts are computed in two parts, of which one may be empty.
-    struct Part: PrefillImpl<arch::Sm80, T, Impl::kHeadDim, Impl::kSlabs, CTA_S / 2> {
-        static constexpr bool kAdjusted = Impl::kAdjusted;
-    };
+    // Of a tile that the diagonal or the sequence's end cuts the first half may be enough.
+    using Half = PrefillImpl<arch::Sm80, T, Impl::kHeadDim, Impl::kSlabs, CTA_S / 2>;
 
-    // Where a warp stands: its first row, positions of that and of the last one.
+    // Where a warp stands: positions of its first row and of the last one. Worked out where it is needed, not kept in registers.
     struct Place {
-        int warp_row, position, last, slab_step, lane;
+        int position, last, slab_step, lane;
+
+        DEVICE Place(const QueryTile<kRows>& query, int thread)
+            : position(query.position(first_query_row<Impl::kWarpRows>(thread / kWarpSize))),
+              // a warp's slabs hold consecutive tokens, or the same tokens of other heads
+              slab_step(Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0),
+              lane(thread % kWarpSize)
+        {
+            last = position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1;
+        }
     };
 
-    // The keys of a tile, or of a part of one, from key0 on; V of each lies kTileBytes behind K. `between`: what is done when K is used up, and
-    // before V is read.
-    template<class Some, bool masked, class Params, class Between>
-    DEVICE void Step(const Params& p, const QueryTile<kRows>& query, typename Impl::Start& start, typename Impl::FragRow& frag_l,
-                     const typename Impl::SmemIterQ& iter_q,
-                     const Place& place, u32 k, int key0, Between&& between)
+    // Behind the last position that the warp's first row keeps.
+    template<class Params>
+    static DEVICE int End(const Params& p, const QueryTile<kRows>& query, const Place& place)
     {
-        // Of what the warp's first row keeps, but for the window.
-        const int end = 1 + (p.causal ? place.position : position_of_key(p, query.len - 1)), place0 = position_of_key(p, key0);
-        if (masked && place0 >= end + (p.causal ? place.last - place.position : 0)) {
-            return;  // no row of this warp keeps a key
+        return 1 + (p.causal ? place.position : position_of_key(p, query.len - 1));
+    }
+
+    // Of the keys from key0 on, so many hold all that rows of the warp keep: a tile's, half of them, or none.
+    template<class Params>
+    static DEVICE int Keys(const Params& p, const QueryTile<kRows>& query, const Place& place, int key0)
+    {
+        const int end = End(p, query, place) + (p.causal ? place.last - place.position : 0);
+        return position_of_key(p, key0 + Half::CTA_S) < end ? CTA_S : position_of_key(p, key0) < end ? Half::CTA_S : 0;
+    }
+
+    template<class Params>
+    static DEVICE void Mask(typename Impl::FragS& frag_s, const Params& p, const QueryTile<kRows>& query, const Place& place, int key0)
+    {
+        const int place0 = position_of_key(p, key0);
+        const Bounds bounds{place.position - p.window_size + 1 - place0, End(p, query, place) - place0, p.causal ? 1 : 0, place.slab_step, p.cp_size};
+        Impl::Mask(frag_s, bounds, p.window_size, place.lane);
+    }
+
+    // Scores of keys that are left out are zeros.
+    static DEVICE void ComputeQK(typename Impl::FragS& frag_s, const typename Impl::SmemIterQ& iter_q, u32 k, int keys, int lane)
+    {
+        if (keys == CTA_S) {
+            Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{k, lane});
+            return;
         }
-        typename Some::FragS frag_s;
-        Some::ClearScores(frag_s);
-        Some::ComputeQK(frag_s, iter_q, typename Some::SmemIterK{k, place.lane});
-        if constexpr (Impl::kAdjusted) {
-            adjust_scores<Some>(frag_s, p, query, place.warp_row, key0, place.lane);
+        Impl::ClearScores(frag_s);
+        if (keys > 0) {
+            typename Half::FragS half;
+            Half::ComputeQK(half, iter_q, typename Half::SmemIterK{k, lane});
+            Copy(frag_s, half);
         }
-        if (masked) {
-            const Bounds bounds{place.position - p.window_size + 1 - place0, end - place0, p.causal ? 1 : 0, place.slab_step, p.cp_size};
-            Some::Mask(frag_s, bounds, p.window_size, place.lane);
+    }
+
+    DEVICE void ComputePV(typename Impl::FragRow& frag_l, typename Impl::FragS& frag_s, u32 v, int keys, int lane)
+    {
+        if (keys == CTA_S) {
+            Impl::ComputePV(frag_o, frag_l, frag_s, typename Impl::SmemIterV{v, lane});
         }
-        between();
-        Some::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
-        Some::ComputePV(frag_o, frag_l, frag_s, typename Some::SmemIterV{k + kTileBytes, place.lane});
+        else if (keys > 0) {
+            typename Half::FragS half;
+            Copy(half, frag_s);
+            Half::ComputePV(frag_o, frag_l, half, typename Half::SmemIterV{v, lane});
+        }
+    }
+
+    template<class To, class From>
+    static DEVICE void Copy(To& to, const From& from)
+    {
+#pragma unroll
+        for (int i = 0; i < Impl::kSlabs; ++i) {
+#pragma unroll
+            for (int j = 0; j < 2 * Half::kKeySteps; ++j) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    to[i][j][e] = from[i][j][e];
+                }
+            }
+        }
     }
 };
