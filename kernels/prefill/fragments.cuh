@@ -28,13 +28,13 @@ struct PrefillFragments {
         }
     }
 
-    static DEVICE void ClearScores(FragS& frag_s)
+    static DEVICE void FillScores(FragS& frag_s, float x)
     {
 #pragma unroll
         for (int i = 0; i < kSlabs; ++i) {
 #pragma unroll
             for (int j = 0; j < 2 * kKeySteps; ++j) {
-                frag_s[i][j][0] = frag_s[i][j][1] = frag_s[i][j][2] = frag_s[i][j][3] = 0.f;
+                frag_s[i][j][0] = frag_s[i][j][1] = frag_s[i][j][2] = frag_s[i][j][3] = x;
             }
         }
     }

@@ -3,6 +3,7 @@
 
 #include "core/family_sm80.cuh"
 #include "prefill/adjust.cuh"
+#include "prefill/cut_tile.cuh"
 #include "prefill/query_sm80.cuh"
 
 template<class Arch, class Impl, class TileSource, int kWarps>
@@ -52,104 +53,74 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
         for (; tile >= last_tile; --tile) {
             const int left = tile - last_tile;
             const u32 k = source.Next(left);
-            const bool whole = tile < whole_end && tile >= whole_begin;
-            const int keys = whole ? CTA_S : Keys(p, query, Place(query, opaque(thread)), tile * CTA_S);
             typename Impl::FragS frag_s;
-            ComputeQK(frag_s, iter_q, k, keys, lane);
-            if constexpr (Impl::kAdjusted) {
-                adjust_scores<Impl>(frag_s, p, query, warp_row, tile * CTA_S, lane);
+            int keys = CTA_S;
+            if (tile < whole_end && tile >= whole_begin) {
+                Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{k, lane});
+                if constexpr (Impl::kAdjusted) {
+                    adjust_scores<Impl>(frag_s, p, query, warp_row, tile * CTA_S, lane);
+                }
             }
-            if (!whole) {
-                Mask(frag_s, p, query, Place(query, opaque(thread)), tile * CTA_S);
+            else if (TileSource::kShared) {
+                keys = ComputeCut(frag_s, p, query, iter_q, k, tile * CTA_S, opaque(thread));
+            }
+            else {
+                source.BeginV(left);
+                AddCut(p, query, start, frag_l, iter_q, k, tile * CTA_S, opaque(thread));
+                source.EndK(left);
+                source.EndV(left);
+                continue;
             }
             source.EndK(left);
             source.BeginV(left);
             Impl::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
-            ComputePV(frag_l, frag_s, k + kTileBytes, keys, lane);
+            if (keys == CTA_S) {
+                Impl::ComputePV(frag_o, frag_l, frag_s, typename Impl::SmemIterV{k + kTileBytes, lane});
+            }
+            else if (keys > 0) {
+                typename Cut::FragHalf half;
+                Cut::template Copy<0>(half, frag_s);
+                Cut::Half::ComputePV(frag_o, frag_l, half, typename Cut::Half::SmemIterV{k + kTileBytes, lane});
+            }
             source.EndV(left);
         }
         sum = Impl::Finish(frag_l, start, lane);
     }
 
 private:
-    // Of a tile that the diagonal or the sequence's end cuts the first half may be enough.
-    using Half = PrefillImpl<arch::Sm80, T, Impl::kHeadDim, Impl::kSlabs, CTA_S / 2>;
+    using Cut = CutTile<Impl, kRows>;
 
-    // Where a warp stands: positions of its first row and of the last one. Worked out where it is needed, not kept in registers.
-    struct Place {
-        int position, last, slab_step, lane;
-
-        DEVICE Place(const QueryTile<kRows>& query, int thread)
-            : position(query.position(first_query_row<Impl::kWarpRows>(thread / kWarpSize))),
-              // a warp's slabs hold consecutive tokens, or the same tokens of other heads
-              slab_step(Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0),
-              lane(thread % kWarpSize)
-        {
-            last = position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1;
-        }
-    };
-
-    // Behind the last position that the warp's first row keeps.
+    // Scores of a cut tile; returns how many keys, from the first one on, hold all that rows of the warp keep: a tile's, half of them, or none.
     template<class Params>
-    static DEVICE int End(const Params& p, const QueryTile<kRows>& query, const Place& place)
+    static DEVICE int ComputeCut(typename Impl::FragS& frag_s, const Params& p, const QueryTile<kRows>& query,
+                                 const typename Impl::SmemIterQ& iter_q, u32 k, int key0, int thread)
     {
-        return 1 + (p.causal ? place.position : position_of_key(p, query.len - 1));
+        const Cut cut(p, query, thread);
+        int keys = 0;
+        Impl::FillScores(frag_s, 0.f);
+#pragma unroll 1
+        for (int key = CTA_S - Cut::kKeys; key >= 0; key -= Cut::kKeys) {
+            Cut::template Copy<Cut::kPairs>(frag_s, frag_s);
+            typename Cut::FragHalf half;
+            keys += cut.ComputeQK(half, p, query, iter_q, k + key * Impl::kRowBytes, key0 + key) ? Cut::kKeys : 0;
+            Cut::template Copy<0>(frag_s, half);
+        }
+        return keys;
     }
 
-    // Of the keys from key0 on, so many hold all that rows of the warp keep: a tile's, half of them, or none.
+    // Such a tile's keys join O, a half after the other.
     template<class Params>
-    static DEVICE int Keys(const Params& p, const QueryTile<kRows>& query, const Place& place, int key0)
+    DEVICE void AddCut(const Params& p, const QueryTile<kRows>& query, typename Impl::Start& start, typename Impl::FragRow& frag_l,
+                       const typename Impl::SmemIterQ& iter_q, u32 k, int key0, int thread)
     {
-        const int end = End(p, query, place) + (p.causal ? place.last - place.position : 0);
-        return position_of_key(p, key0 + Half::CTA_S) < end ? CTA_S : position_of_key(p, key0) < end ? Half::CTA_S : 0;
-    }
-
-    template<class Params>
-    static DEVICE void Mask(typename Impl::FragS& frag_s, const Params& p, const QueryTile<kRows>& query, const Place& place, int key0)
-    {
-        const int place0 = position_of_key(p, key0);
-        const Bounds bounds{place.position - p.window_size + 1 - place0, End(p, query, place) - place0, p.causal ? 1 : 0, place.slab_step, p.cp_size};
-        Impl::Mask(frag_s, bounds, p.window_size, place.lane);
-    }
-
-    // Scores of keys that are left out are zeros.
-    static DEVICE void ComputeQK(typename Impl::FragS& frag_s, const typename Impl::SmemIterQ& iter_q, u32 k, int keys, int lane)
-    {
-        if (keys == CTA_S) {
-            Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{k, lane});
-            return;
-        }
-        Impl::ClearScores(frag_s);
-        if (keys > 0) {
-            typename Half::FragS half;
-            Half::ComputeQK(half, iter_q, typename Half::SmemIterK{k, lane});
-            Copy(frag_s, half);
-        }
-    }
-
-    DEVICE void ComputePV(typename Impl::FragRow& frag_l, typename Impl::FragS& frag_s, u32 v, int keys, int lane)
-    {
-        if (keys == CTA_S) {
-            Impl::ComputePV(frag_o, frag_l, frag_s, typename Impl::SmemIterV{v, lane});
-        }
-        else if (keys > 0) {
-            typename Half::FragS half;
-            Copy(half, frag_s);
-            Half::ComputePV(frag_o, frag_l, half, typename Half::SmemIterV{v, lane});
-        }
-    }
-
-    template<class To, class From>
-    static DEVICE void Copy(To& to, const From& from)
-    {
-#pragma unroll
-        for (int i = 0; i < Impl::kSlabs; ++i) {
-#pragma unroll
-            for (int j = 0; j < 2 * Half::kKeySteps; ++j) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    to[i][j][e] = from[i][j][e];
-                }
+        const Cut cut(p, query, thread);
+#pragma unroll 1
+        for (int key = CTA_S - Cut::kKeys; key >= 0; key -= Cut::kKeys) {
+            typename Cut::FragHalf half;
+            const u32 k_half = k + key * Impl::kRowBytes;
+            if (cut.ComputeQK(half, p, query, iter_q, k_half, key0 + key)) {
+                Cut::Half::MoveReference(half, frag_o, start, frag_l, p.qk_scale);
+                Cut::Half::ComputePV(frag_o, frag_l, half, typename Cut::Half::SmemIterV{k_half + kTileBytes, cut.lane});
             }
         }
     }

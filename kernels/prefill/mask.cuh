@@ -17,12 +17,9 @@ struct PrefillMask: PrefillFragments<Map, kSlabs, kKeySteps, kDimSteps> {
     static DEVICE void Mask(FragS& frag_s, const Bounds& bounds, bool from, int lane)
     {
         int end = bounds.to, step = bounds.step_to, key_step = bounds.key_step;
-#pragma unroll 1
-        for (int sides = from ? 2 : 1; sides > 0; --sides) {
-            Hide(frag_s, end, step, key_step, bounds.slab_step, lane);
-            end = 1 - bounds.from;
-            step = -1;
-            key_step = -bounds.key_step;
+        Hide(frag_s, end, step, key_step, bounds.slab_step, lane);
+        if (from) {
+            Hide(frag_s, 1 - bounds.from, -1, -bounds.key_step, bounds.slab_step, lane);
         }
     }
 
