@@ -74,14 +74,7 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
             source.EndK(left);
             source.BeginV(left);
             Impl::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
-            if (keys == CTA_S) {
-                Impl::ComputePV(frag_o, frag_l, frag_s, typename Impl::SmemIterV{k + kTileBytes, lane});
-            }
-            else if (keys > 0) {
-                typename Cut::FragHalf half;
-                Cut::template Copy<0>(half, frag_s);
-                Cut::Half::ComputePV(frag_o, frag_l, half, typename Cut::Half::SmemIterV{k + kTileBytes, lane});
-            }
+            ComputePV(frag_l, frag_s, k + kTileBytes, keys, lane);
             source.EndV(left);
         }
         sum = Impl::Finish(frag_l, start, lane);
@@ -106,6 +99,18 @@ private:
             Cut::template Copy<0>(frag_s, half);
         }
         return keys;
+    }
+
+    DEVICE void ComputePV(typename Impl::FragRow& frag_l, typename Impl::FragS& frag_s, u32 v, int keys, int lane)
+    {
+        if (keys == CTA_S) {
+            Impl::ComputePV(frag_o, frag_l, frag_s, typename Impl::SmemIterV{v, lane});
+        }
+        else if (keys > 0) {
+            typename Cut::FragHalf half;
+            Cut::template Copy<0>(half, frag_s);
+            Cut::Half::ComputePV(frag_o, frag_l, half, typename Cut::Half::SmemIterV{v, lane});
+        }
     }
 
     // Such a tile's keys join O, a half after the other.
