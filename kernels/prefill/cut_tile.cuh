@@ -14,7 +14,7 @@ struct CutTile {
     static constexpr int kKeys = Half::CTA_S;
     static constexpr int kPairs = 2 * Half::kKeySteps;
 
-    int row, position, last;  // the warp's first row, its position and that of the last row
+    int row, position, last;   // the warp's first row, its position and that of the last row
     int slab_step, lane, end;  // behind the last position that the first row keeps
 
     template<class Params>

@@ -39,8 +39,8 @@ struct PrefillFragments {
         }
     }
 
-    // What is done once a row is done by one of the four lanes that hold it (by two of them where they hold two): which of its rows 2 i + h is
-    // the lane's own; whose own one its row n is.
+    // What is done once a row is done by one of the four lanes that hold it, by two of them where a lane holds two rows only: which of a lane's
+    // rows 2 i + h is its own, and which lane owns row n.
     static DEVICE int own_row(int lane) { return (lane & Map::kRowLanes[0] ? 1 : 0) + (kRows == 4 && lane & Map::kRowLanes[1] ? 2 : 0); }
     static DEVICE int owner(int lane, int n)
     {

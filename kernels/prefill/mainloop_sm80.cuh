@@ -65,10 +65,7 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
                 keys = ComputeCut(frag_s, p, query, iter_q, k, tile * CTA_S, opaque(thread));
             }
             else {
-                source.BeginV(left);
-                AddCut(p, query, start, frag_l, iter_q, k, tile * CTA_S, opaque(thread));
-                source.EndK(left);
-                source.EndV(left);
+                AddCut(p, query, source, left, start, frag_l, iter_q, k, tile * CTA_S, opaque(thread));
                 continue;
             }
             source.EndK(left);
@@ -83,7 +80,8 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
 private:
     using Cut = CutTile<Impl, kRows>;
 
-    // Scores of a cut tile; returns how many keys, from the first one on, hold all that rows of the warp keep: a tile's, half of them, or none.
+    // Scores of a cut tile, for what is done to a whole one's. Returns how many keys, from the first one on, hold all that rows of the warp
+    // keep: a tile's, half of them, or none.
     template<class Params>
     static DEVICE int ComputeCut(typename Impl::FragS& frag_s, const Params& p, const QueryTile<kRows>& query,
                                  const typename Impl::SmemIterQ& iter_q, u32 k, int key0, int thread)
@@ -113,11 +111,12 @@ private:
         }
     }
 
-    // Such a tile's keys join O, a half after the other.
+    // A cut tile's keys join O, a half after the other.
     template<class Params>
-    DEVICE void AddCut(const Params& p, const QueryTile<kRows>& query, typename Impl::Start& start, typename Impl::FragRow& frag_l,
-                       const typename Impl::SmemIterQ& iter_q, u32 k, int key0, int thread)
+    DEVICE void AddCut(const Params& p, const QueryTile<kRows>& query, TileSource& source, int left, typename Impl::Start& start,
+                       typename Impl::FragRow& frag_l, const typename Impl::SmemIterQ& iter_q, u32 k, int key0, int thread)
     {
+        source.BeginV(left);
         const Cut cut(p, query, thread);
 #pragma unroll 1
         for (int key = CTA_S - Cut::kKeys; key >= 0; key -= Cut::kKeys) {
@@ -128,5 +127,7 @@ private:
                 Cut::Half::ComputePV(frag_o, frag_l, half, typename Cut::Half::SmemIterV{k_half + kTileBytes, cut.lane});
             }
         }
+        source.EndK(left);
+        source.EndV(left);
     }
 };

@@ -16,8 +16,7 @@ struct PrefillMask: PrefillFragments<Map, kSlabs, kKeySteps, kDimSteps> {
     // `from`: some row's keys begin in the tile: those before them are those behind an end, counted from the other side.
     static DEVICE void Mask(FragS& frag_s, const Bounds& bounds, bool from, int lane)
     {
-        int end = bounds.to, step = bounds.step_to, key_step = bounds.key_step;
-        Hide(frag_s, end, step, key_step, bounds.slab_step, lane);
+        Hide(frag_s, bounds.to, bounds.step_to, bounds.key_step, bounds.slab_step, lane);
         if (from) {
             Hide(frag_s, 1 - bounds.from, -1, -bounds.key_step, bounds.slab_step, lane);
         }

@@ -26,7 +26,7 @@ struct TileParts {
         for (int i = 0; i < Impl::kSlabs; ++i) {
 #pragma unroll
             for (int j = 0; j < kPairs; ++j) {
-                const float(&o)[4] = loop.frag_o[i][j];
+                const float (&o)[4] = loop.frag_o[i][j];
                 mine[(i * kPairs + j) * kThreads] = make_float4(o[0], o[1], o[2], o[3]);
             }
         }
@@ -48,8 +48,8 @@ struct TileParts {
         return last;
     }
 
-    // Rows of the sum of all parts, multiplied with their owners' `scale`, to `mine`, where the lane's first pair in shared memory is. A single
-    // loop: what a deeper one uses takes registers from the main loop.
+    // Rows of the sum of all parts, multiplied with their owners' `scale`, to shared memory, where the lane's first pair is at `mine`. One loop
+    // and not three: ptxas gives what a deeper one uses the registers of the main loop.
     template<class Params>
     static DEVICE void Save(const Params& p, RowSum sum, float scale, int tile, char* smem, u32 mine, int thread)
     {
