@@ -65,8 +65,8 @@ class Footprint:
     def piece_bytes(self) -> int:
         """A piece of split work in float32. Decode: O (heads, head_dim), m and l (heads). Prefill: every thread's O, m and l."""
         if self.op in TILED:
-            # a row's m and l stand in four lanes
-            return 4 * (self.cta_q or 0) * (self.head_dim + 4 * 2)
+            # m and l of one of a thread's rows: the others' are those of other threads, too
+            return 4 * (self.cta_q or 0) * self.head_dim + 8 * 32 * (self.warps or 0)
         return 4 * (self.heads or 0) * (self.head_dim + 2)
 
     @property

@@ -13,7 +13,10 @@ struct PrefillFragments {
     using FragO = float[kSlabs][2 * kDimSteps][4];
     using FragRow = float[kSlabs][2];  // one value for each of a lane's rows
 
-    static DEVICE void Clear(FragO& frag_o, FragRow& frag_m, FragRow& frag_l)
+    static constexpr int kRows = kSlabs * 2;  // of a lane
+    static_assert(kRows == 2 || kRows == 4);
+
+    static DEVICE void Clear(FragO& frag_o, FragRow& frag_l)
     {
 #pragma unroll
         for (int i = 0; i < kSlabs; ++i) {
@@ -21,8 +24,31 @@ struct PrefillFragments {
             for (int j = 0; j < 2 * kDimSteps; ++j) {
                 frag_o[i][j][0] = frag_o[i][j][1] = frag_o[i][j][2] = frag_o[i][j][3] = 0.f;
             }
-            frag_m[i][0] = frag_m[i][1] = negative_infinity();
             frag_l[i][0] = frag_l[i][1] = 0.f;
         }
     }
+
+    static DEVICE void FillScores(FragS& frag_s, float x)
+    {
+#pragma unroll
+        for (int i = 0; i < kSlabs; ++i) {
+#pragma unroll
+            for (int j = 0; j < 2 * kKeySteps; ++j) {
+                frag_s[i][j][0] = frag_s[i][j][1] = frag_s[i][j][2] = frag_s[i][j][3] = x;
+            }
+        }
+    }
+
+    // What is done once a row is done by one of the four lanes that hold it, by two of them where a lane holds two rows only: which of a lane's
+    // rows 2 i + h is its own, and which lane owns row n.
+    static DEVICE int own_row(int lane) { return (lane & Map::kRowLanes[0] ? 1 : 0) + (kRows == 4 && lane & Map::kRowLanes[1] ? 2 : 0); }
+    static DEVICE int owner(int lane, int n)
+    {
+        return (lane & ~(Map::kRowLanes[0] | Map::kRowLanes[1])) + n % 2 * Map::kRowLanes[0] + n / 2 * Map::kRowLanes[1];
+    }
+};
+
+// A row's keys so far: its reference in units of log2, -inf where it has seen none, and the sum of their probabilities.
+struct RowSum {
+    float m, l;
 };

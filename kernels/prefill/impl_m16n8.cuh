@@ -34,6 +34,8 @@ template<class Arch, class T_, int kHeadDim_, int kSlabs_, int CTA_S_>
 struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16> {
     using Base = PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16>;
     using T = T_;
+    template<int kKeys>
+    using OfKeys = PrefillImpl<Arch, T, kHeadDim_, kSlabs_, kKeys>;  // the same for another number of keys
     static constexpr int kHeadDim = kHeadDim_;
     static constexpr int kSlabs = kSlabs_;
     static constexpr int CTA_S = CTA_S_;
@@ -83,6 +85,7 @@ struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_
                 smem_q.Load(frag_q[dim & 1][i], i, dim);
             }
         };
+        Base::FillScores(frag_s, 0.f);
         load_q(0);
 #pragma unroll
         for (int n = 0; n < kAhead; ++n) {
@@ -100,14 +103,8 @@ struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_
             const u32(&k)[4] = frag_k[n % (kAhead + 1)];
 #pragma unroll
             for (int i = 0; i < kSlabs; ++i) {
-                if (dim == 0) {
-                    mma_k16_zero<Arch, T>(frag_s[i][2 * key], frag_q[dim & 1][i], {k[0], k[1]});
-                    mma_k16_zero<Arch, T>(frag_s[i][2 * key + 1], frag_q[dim & 1][i], {k[2], k[3]});
-                }
-                else {
-                    mma_k16<Arch, T>(frag_s[i][2 * key], frag_q[dim & 1][i], {k[0], k[1]});
-                    mma_k16<Arch, T>(frag_s[i][2 * key + 1], frag_q[dim & 1][i], {k[2], k[3]});
-                }
+                mma_k16<Arch, T>(frag_s[i][2 * key], frag_q[dim & 1][i], {k[0], k[1]});
+                mma_k16<Arch, T>(frag_s[i][2 * key + 1], frag_q[dim & 1][i], {k[2], k[3]});
             }
         }
     }

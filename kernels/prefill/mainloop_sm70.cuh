@@ -21,22 +21,22 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
     using SmemIterQ = typename Impl::SmemIterQ;
 
     typename Impl::FragO frag_o;
-    typename Impl::FragRow frag_m, frag_l;
+    RowSum sum;  // of the lane's own row
 
     static DEVICE void InitBarriers() {}
-
-    DEVICE void Clear() { Impl::Clear(frag_o, frag_m, frag_l); }
 
     // Part `part` of p.num_splits of the tile's keys.
     template<class Params>
     DEVICE void operator()(const Params& p, const QueryTile<kRows>& query, int part, u32 smem_ring, u32 smem_q, int thread)
     {
         const int lane = thread % kWarpSize, warp_row = first_query_row<Impl::kWarpRows>(thread / kWarpSize);
-        const int first_tile = query.first_key(p) / CTA_S, tiles = (query.keys(p) + CTA_S - 1) / CTA_S - first_tile;
+        const int first_tile = query.first_key / CTA_S, tiles = (query.keys + CTA_S - 1) / CTA_S - first_tile;
         const int per_part = (tiles + p.num_splits - 1) / p.num_splits;
         int tile = first_tile + tiles - 1 - part * per_part;
         const int last_tile = max(first_tile, tile - per_part + 1);
-        Clear();
+        typename Impl::FragRow frag_l;
+        Impl::Clear(frag_o, frag_l);
+        sum = {negative_infinity(), 0.f};
         if (tile < last_tile) {
             return;  // no keys for this part
         }
@@ -52,21 +52,21 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
         const Place place{warp_row, position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, query.len, lane};
         const SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
 
-        const int whole_end = query.common_keys(p) / CTA_S, whole_begin = (query.common_first_key(p) + CTA_S - 1) / CTA_S;
+        const int whole_end = query.common_keys / CTA_S, whole_begin = (query.common_first_key + CTA_S - 1) / CTA_S;
         int until = max(last_tile, whole_end);
 #pragma unroll 1
         for (bool front = false;; front = true, until = last_tile) {  // one body serves the cut tiles of both ends
             for (; tile >= until; --tile) {
-                Turn<true>(p, query, source, start, iter_q, place, tile, tile > last_tile);
+                Turn<true>(p, query, source, start, frag_l, iter_q, place, tile, tile > last_tile);
             }
             if (front) {
                 break;
             }
             for (const int whole_last = max(last_tile, whole_begin); tile >= whole_last; --tile) {
-                Turn<false>(p, query, source, start, iter_q, place, tile, tile > last_tile);
+                Turn<false>(p, query, source, start, frag_l, iter_q, place, tile, tile > last_tile);
             }
         }
-        Impl::Finish(frag_m, frag_l, start);
+        sum = Impl::Finish(frag_l, start, lane);
     }
 
 private:
@@ -78,7 +78,7 @@ private:
     // One tile. `masked`: the sequence's end, the diagonal or the window may cut it; `more`: another one follows.
     template<bool masked, class Params>
     DEVICE void Turn(const Params& p, const QueryTile<kRows>& query, TileSource& source, typename Impl::Start& start,
-                     const SmemIterQ& iter_q, const Place& place, int tile, bool more)
+                     typename Impl::FragRow& frag_l, const SmemIterQ& iter_q, const Place& place, int tile, bool more)
     {
         const bool some = !masked || !p.causal || position_of_key(p, tile * CTA_S) <= place.last;  // else no row of this warp keeps a key
         const int lane = opaque(place.lane);

@@ -3,6 +3,7 @@
 
 #include "core/family_sm80.cuh"
 #include "prefill/adjust.cuh"
+#include "prefill/cut_tile.cuh"
 #include "prefill/query_sm80.cuh"
 
 template<class Arch, class Impl, class TileSource, int kWarps>
@@ -19,23 +20,23 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
     static constexpr int kRingBytes = TileSource::kBytes;
 
     typename Impl::FragO frag_o;
-    typename Impl::FragRow frag_m, frag_l;
+    RowSum sum;  // of the lane's own row
 
     // By one thread, before a barrier.
     static DEVICE void InitBarriers() { TileSource::InitBarriers(); }
-
-    DEVICE void Clear() { Impl::Clear(frag_o, frag_m, frag_l); }
 
     // Part `part` of p.num_splits of the tile's keys.
     template<class Params>
     DEVICE void operator()(const Params& p, const QueryTile<kRows>& query, int part, u32 smem_ring, u32 smem_q, int thread)
     {
         const int lane = thread % kWarpSize, warp_row = first_query_row<Impl::kWarpRows>(thread / kWarpSize);
-        const int first_tile = query.first_key(p) / CTA_S, tiles = (query.keys(p) + CTA_S - 1) / CTA_S - first_tile;
+        const int first_tile = query.first_key / CTA_S, tiles = (query.keys + CTA_S - 1) / CTA_S - first_tile;
         const int per_part = p.num_splits > 1 ? (tiles + p.num_splits - 1) / p.num_splits : tiles;
         int tile = first_tile + tiles - 1 - part * per_part;
         const int last_tile = max(first_tile, tile - per_part + 1);
-        Clear();
+        typename Impl::FragRow frag_l;
+        Impl::Clear(frag_o, frag_l);
+        sum = {negative_infinity(), 0.f};
         if (tile < last_tile) {
             return;  // no keys for this part
         }
@@ -46,67 +47,87 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
         prefetch_query<Impl, kWarps>(p, query, smem_q, thread);
         source.Start(tile - last_tile + 1, query.len);  // the queries arrive with the first tile
 
-        // A warp's slabs hold consecutive tokens, or the same tokens of other heads.
-        const int position = query.position(warp_row), slab_step = Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0;
-        const Place place{warp_row, position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, lane};
         const typename Impl::SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
 
-        const int whole_end = query.common_keys(p) / CTA_S, whole_begin = (query.common_first_key(p) + CTA_S - 1) / CTA_S;
+        const int whole_end = query.common_keys / CTA_S, whole_begin = (query.common_first_key + CTA_S - 1) / CTA_S;
         for (; tile >= last_tile; --tile) {
             const int left = tile - last_tile;
-            const u32 slot = source.Next(left);
+            const u32 k = source.Next(left);
+            typename Impl::FragS frag_s;
+            int keys = CTA_S;
             if (tile < whole_end && tile >= whole_begin) {
-                Step<Impl, false>(p, query, start, iter_q, place, slot, tile * CTA_S, [&] {
-                    source.EndK(left);
-                    source.BeginV(left);
-                });
-                source.EndV(left);
+                Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{k, lane});
+                if constexpr (Impl::kAdjusted) {
+                    adjust_scores<Impl>(frag_s, p, query, warp_row, tile * CTA_S, lane);
+                }
+            }
+            else if (TileSource::kShared) {
+                keys = ComputeCut(frag_s, p, query, iter_q, k, tile * CTA_S, opaque(thread));
+            }
+            else {
+                AddCut(p, query, source, left, start, frag_l, iter_q, k, tile * CTA_S, opaque(thread));
                 continue;
             }
-            source.BeginV(left);
-#pragma unroll 1
-            for (int key = CTA_S - Part::CTA_S; key >= 0; key -= Part::CTA_S) {
-                Step<Part, true>(p, query, start, iter_q, place, slot + key * Impl::kRowBytes, tile * CTA_S + key, [] {});
-            }
             source.EndK(left);
+            source.BeginV(left);
+            Impl::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
+            ComputePV(frag_l, frag_s, k + kTileBytes, keys, lane);
             source.EndV(left);
         }
-        Impl::Finish(frag_m, frag_l, start);
+        sum = Impl::Finish(frag_l, start, lane);
     }
 
 private:
-    // Tiles that the diagonal, the window or the sequence's end cuts are computed in two parts, of which one may be empty.
-    struct Part: PrefillImpl<arch::Sm80, T, Impl::kHeadDim, Impl::kSlabs, CTA_S / 2> {
-        static constexpr bool kAdjusted = Impl::kAdjusted;
-    };
+    using Cut = CutTile<Impl, kRows>;
 
-    // Where a warp stands: its first row, positions of that and of the last one.
-    struct Place {
-        int warp_row, position, last, slab_step, lane;
-    };
-
-    // The keys of a tile, or of a part of one, from key0 on; V of each lies kTileBytes behind K. `between`: what is done when K is used up, and
-    // before V is read.
-    template<class Some, bool masked, class Params, class Between>
-    DEVICE void Step(const Params& p, const QueryTile<kRows>& query, typename Impl::Start& start, const typename Impl::SmemIterQ& iter_q,
-                     const Place& place, u32 k, int key0, Between&& between)
+    // Scores of a cut tile, for what is done to a whole one's. Returns how many keys, from the first one on, hold all that rows of the warp
+    // keep: a tile's, half of them, or none.
+    template<class Params>
+    static DEVICE int ComputeCut(typename Impl::FragS& frag_s, const Params& p, const QueryTile<kRows>& query,
+                                 const typename Impl::SmemIterQ& iter_q, u32 k, int key0, int thread)
     {
-        // Of what the warp's first row keeps, but for the window.
-        const int end = 1 + (p.causal ? place.position : position_of_key(p, query.len - 1)), place0 = position_of_key(p, key0);
-        if (masked && place0 >= end + (p.causal ? place.last - place.position : 0)) {
-            return;  // no row of this warp keeps a key
+        const Cut cut(p, query, thread);
+        int keys = 0;
+        Impl::FillScores(frag_s, 0.f);
+#pragma unroll 1
+        for (int key = CTA_S - Cut::kKeys; key >= 0; key -= Cut::kKeys) {
+            Cut::template Copy<Cut::kPairs>(frag_s, frag_s);
+            typename Cut::FragHalf half;
+            keys += cut.ComputeQK(half, p, query, iter_q, k + key * Impl::kRowBytes, key0 + key) ? Cut::kKeys : 0;
+            Cut::template Copy<0>(frag_s, half);
         }
-        typename Some::FragS frag_s;
-        Some::ComputeQK(frag_s, iter_q, typename Some::SmemIterK{k, place.lane});
-        if constexpr (Impl::kAdjusted) {
-            adjust_scores<Some>(frag_s, p, query, place.warp_row, key0, place.lane);
+        return keys;
+    }
+
+    DEVICE void ComputePV(typename Impl::FragRow& frag_l, typename Impl::FragS& frag_s, u32 v, int keys, int lane)
+    {
+        if (keys == CTA_S) {
+            Impl::ComputePV(frag_o, frag_l, frag_s, typename Impl::SmemIterV{v, lane});
         }
-        if (masked) {
-            const Bounds bounds{place.position - p.window_size + 1 - place0, end - place0, p.causal ? 1 : 0, place.slab_step, p.cp_size};
-            Some::Mask(frag_s, bounds, p.window_size, place.lane);
+        else if (keys > 0) {
+            typename Cut::FragHalf half;
+            Cut::template Copy<0>(half, frag_s);
+            Cut::Half::ComputePV(frag_o, frag_l, half, typename Cut::Half::SmemIterV{v, lane});
         }
-        between();
-        Some::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
-        Some::ComputePV(frag_o, frag_l, frag_s, typename Some::SmemIterV{k + kTileBytes, place.lane});
+    }
+
+    // A cut tile's keys join O, a half after the other.
+    template<class Params>
+    DEVICE void AddCut(const Params& p, const QueryTile<kRows>& query, TileSource& source, int left, typename Impl::Start& start,
+                       typename Impl::FragRow& frag_l, const typename Impl::SmemIterQ& iter_q, u32 k, int key0, int thread)
+    {
+        source.BeginV(left);
+        const Cut cut(p, query, thread);
+#pragma unroll 1
+        for (int key = CTA_S - Cut::kKeys; key >= 0; key -= Cut::kKeys) {
+            typename Cut::FragHalf half;
+            const u32 k_half = k + key * Impl::kRowBytes;
+            if (cut.ComputeQK(half, p, query, iter_q, k_half, key0 + key)) {
+                Cut::Half::MoveReference(half, frag_o, start, frag_l, p.qk_scale);
+                Cut::Half::ComputePV(frag_o, frag_l, half, typename Cut::Half::SmemIterV{k_half + kTileBytes, cut.lane});
+            }
+        }
+        source.EndK(left);
+        source.EndV(left);
     }
 };

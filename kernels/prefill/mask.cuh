@@ -13,38 +13,34 @@ template<class Map, int kSlabs, int kKeySteps, int kDimSteps>
 struct PrefillMask: PrefillFragments<Map, kSlabs, kKeySteps, kDimSteps> {
     using typename PrefillFragments<Map, kSlabs, kKeySteps, kDimSteps>::FragS;
 
-    // `from`: some row's keys begin in the tile.
+    // `from`: some row's keys begin in the tile: those before them are those behind an end, counted from the other side.
     static DEVICE void Mask(FragS& frag_s, const Bounds& bounds, bool from, int lane)
     {
-        Hide(frag_s, bounds.to, bounds.step_to, bounds, lane, [](int key, int to) { return key >= to; });
+        Hide(frag_s, bounds.to, bounds.step_to, bounds.key_step, bounds.slab_step, lane);
         if (from) {
-            Hide(frag_s, bounds.from, 1, bounds, lane, [](int key, int from) { return key < from; });
+            Hide(frag_s, 1 - bounds.from, -1, -bounds.key_step, bounds.slab_step, lane);
         }
     }
 
 private:
-    // The keys that `hidden` names by their place and the row's bound are as if they were not there.
-    template<class Hidden>
-    static DEVICE void Hide(FragS& frag_s, int bound, int step, const Bounds& bounds, int lane, Hidden&& hidden)
+    // Keys from `end` + d * step on are as if they were not there; key k stands at k * key_step.
+    static DEVICE void Hide(FragS& frag_s, int end, int step, int key_step, int slab_step, int lane)
     {
+        int place[kSlabs][2];
 #pragma unroll
         for (int i = 0; i < kSlabs; ++i) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                int place = bound + (i * bounds.slab_step + Map::row(lane) + Map::kRowStep * h) * step;
-                if (bounds.key_step > 1) {
-                    const int step = opaque(bounds.key_step);  // nothing of the division is worth a register of the main loop
-                    place = (u32)(max(place, 0) + step - 1) / (u32)step;
-                }
-                place -= Map::key(lane);
+                place[i][h] = end + (i * slab_step + Map::row(lane) + Map::kRowStep * h) * step - Map::key(lane) * key_step;
+            }
+        }
 #pragma unroll
-                for (int j = 0; j < 2 * kKeySteps; ++j) {
+        for (int j = 0; j < 2 * kKeySteps; ++j) {
 #pragma unroll
-                    for (int e = 0; e < 2; ++e) {
-                        if (hidden(j * 8 + e, place)) {
-                            frag_s[i][j][2 * h + e] = negative_infinity();
-                        }
-                    }
+            for (int i = 0; i < kSlabs; ++i) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    frag_s[i][j][e] = (j * 8 + e % 2) * key_step >= place[i][e / 2] ? negative_infinity() : frag_s[i][j][e];
                 }
             }
         }

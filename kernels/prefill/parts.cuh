@@ -2,23 +2,35 @@
 // adds the parts up in their order: the same bits in every run.
 #pragma once
 
+#include "core/float16.cuh"
 #include "core/softmax.cuh"
+#include "prefill/query_tile.cuh"
 #include "ptx/gpu_scope.cuh"
 
 template<class Mainloop>
 struct TileParts {
     using Impl = typename Mainloop::Impl;
+    using Map = typename Impl::Map;
     static constexpr int kThreads = Mainloop::kThreads;
-    static constexpr int kRowFloats = Impl::kSlabs * 2;  // rows of a thread
-    static constexpr int kValues = Impl::kSlabs * 2 * Impl::kDimSteps * 4;
-    static constexpr int kBytes = kThreads * (kValues + 2 * kRowFloats) * 4;
+    static constexpr int kPairs = 2 * Impl::kDimSteps;  // arrays of a slab
+    static constexpr int kQuads = Impl::kSlabs * kPairs;
+    static constexpr int kBytes = kThreads * (kQuads * sizeof(float4) + sizeof(RowSum));
+    static constexpr int kTogether = kPairs % 8 ? 4 : 8;  // that are on their way at once
 
-    // True for the CTA that must store the tile; its `loop` then holds the whole. `last` is shared memory.
+    // True for the CTA that must store the tile; its rows' sums then are those of the whole. `last` is shared memory.
     template<class Params>
-    static DEVICE bool Merge(const Params& p, Mainloop& loop, int tile, int part, bool& last, int thread)
+    static DEVICE bool Share(const Params& p, Mainloop& loop, int tile, int part, bool& last, int thread)
     {
-        float* const pieces = p.partial_o + (i64)tile * p.num_splits * (kBytes / 4) + thread;
-        Visit(loop, [piece = pieces + (i64)part * (kBytes / 4)](float& x, int i) { piece[i * kThreads] = x; });
+        float4* const mine = Quads(p, tile, part) + thread;
+#pragma unroll
+        for (int i = 0; i < Impl::kSlabs; ++i) {
+#pragma unroll
+            for (int j = 0; j < kPairs; ++j) {
+                const float (&o)[4] = loop.frag_o[i][j];
+                mine[(i * kPairs + j) * kThreads] = make_float4(o[0], o[1], o[2], o[3]);
+            }
+        }
+        Sums(p, tile, part)[thread] = make_float2(loop.sum.m, loop.sum.l);
         __threadfence();
         __syncthreads();
         if (thread == 0) {
@@ -30,60 +42,98 @@ struct TileParts {
             __threadfence();
         }
         __syncthreads();
-        if (!last) {
-            return false;
+        if (last) {
+            loop.sum = Add(p, tile, thread);
         }
-        loop.Clear();
+        return last;
+    }
+
+    // Rows of the sum of all parts, multiplied with their owners' `scale`, to shared memory, where the lane's first pair is at `mine`. One loop
+    // and not three: ptxas gives what a deeper one uses the registers of the main loop.
+    template<class Params>
+    static DEVICE void Save(const Params& p, RowSum sum, float scale, int tile, char* smem, u32 mine, int thread)
+    {
+        float o[kTogether][4] = {};
+        int part = 0;
 #pragma unroll 1
-        for (int k = 0; k < p.num_splits; ++k) {
-            Add(loop, pieces + (i64)k * (kBytes / 4));
+        for (int quad = 0; quad < kQuads;) {
+            const int slab = quad / kPairs;
+            AddQuads(o, p, sum, scale, tile, part, slab, quad, thread);
+            if (++part == p.num_splits) {
+                SaveQuads(o, smem, mine, slab, quad % kPairs);
+                part = 0;
+                quad += kTogether;
+            }
         }
-        return true;
     }
 
 private:
-    // Every value of a thread with its index in a piece: m and l of its rows, then O.
-    template<class Visitor>
-    static DEVICE void Visit(Mainloop& loop, Visitor&& visit)
+    template<class Params>
+    static DEVICE float4* Quads(const Params& p, int tile, int part)
     {
+        return (float4*)((char*)p.partial_o + ((i64)tile * p.num_splits + part) * kBytes);
+    }
+
+    template<class Params>
+    static DEVICE float2* Sums(const Params& p, int tile, int part)
+    {
+        return (float2*)(Quads(p, tile, part) + kQuads * kThreads);
+    }
+
+    template<class Params>
+    static DEVICE RowSum Add(const Params& p, int tile, int thread)
+    {
+        RowSum all{negative_infinity(), 0.f};
+#pragma unroll 1
+        for (int k = 0; k < p.num_splits; ++k) {
+            const float2 part = __ldcg(Sums(p, tile, k) + thread);
+            const float top = fmaxf(all.m, part.x);
+            all.l = all.l * Weight(all.m, top) + part.y * Weight(part.x, top);
+            all.m = top;
+        }
+        return all;
+    }
+
+    static DEVICE float Weight(float m, float top) { return m == top ? 1.f : ex2(m - top); }
+
+    // A part's quads from `quad` on, of slab `slab`, join those in `o`.
+    template<class Params>
+    static DEVICE void AddQuads(float (&o)[kTogether][4], const Params& p, RowSum sum, float scale, int tile, int part, int slab, int quad,
+                                int thread)
+    {
+        const float4* const quads = Quads(p, tile, part) + quad * kThreads + thread;
+        float4 x[kTogether];
 #pragma unroll
-        for (int i = 0; i < Impl::kSlabs; ++i) {
+        for (int n = 0; n < kTogether; ++n) {
+            x[n] = __ldcg(quads + n * kThreads);
+        }
+        float weight[2];
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                visit(loop.frag_m[i][h], i * 2 + h);
-                visit(loop.frag_l[i][h], kRowFloats + i * 2 + h);
-            }
+        for (int h = 0; h < 2; ++h) {
+            const int owner = Impl::owner(thread, 2 * slab + h);
+            const float m = __shfl_sync(kFullWarp, sum.m, owner), f = __shfl_sync(kFullWarp, scale, owner);
+            weight[h] = Weight(__ldcg(&Sums(p, tile, part)[owner].x), m) * f;
+        }
 #pragma unroll
-            for (int j = 0; j < 2 * Impl::kDimSteps; ++j) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    visit(loop.frag_o[i][j][e], 2 * kRowFloats + (i * 2 * Impl::kDimSteps + j) * 4 + e);
-                }
-            }
+        for (int n = 0; n < kTogether; ++n) {
+            o[n][0] += x[n].x * weight[0];
+            o[n][1] += x[n].y * weight[0];
+            o[n][2] += x[n].z * weight[1];
+            o[n][3] += x[n].w * weight[1];
         }
     }
 
-    static DEVICE void Add(Mainloop& loop, const float* piece)
+    // They go to shared memory, and are zeros again.
+    static DEVICE void SaveQuads(float (&o)[kTogether][4], char* smem, u32 mine, int slab, int pair)
     {
-        float mine[Impl::kSlabs][2], theirs[Impl::kSlabs][2];
+        using T = typename Impl::T;
 #pragma unroll
-        for (int i = 0; i < Impl::kSlabs; ++i) {
+        for (int n = 0; n < kTogether; ++n) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                const float m = __ldcg(piece + (i * 2 + h) * kThreads), top = fmaxf(loop.frag_m[i][h], m);
-                mine[i][h] = loop.frag_m[i][h] == top ? 1.f : ex2(loop.frag_m[i][h] - top);
-                theirs[i][h] = m == top ? 1.f : ex2(m - top);
-                loop.frag_m[i][h] = top;
-                loop.frag_l[i][h] = loop.frag_l[i][h] * mine[i][h] + __ldcg(piece + (kRowFloats + i * 2 + h) * kThreads) * theirs[i][h];
-            }
-#pragma unroll
-            for (int j = 0; j < 2 * Impl::kDimSteps; ++j) {
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    float& o = loop.frag_o[i][j][e];
-                    o = o * mine[i][e / 2] +
-                        __ldcg(piece + (2 * kRowFloats + (i * 2 * Impl::kDimSteps + j) * 4 + e) * kThreads) * theirs[i][e / 2];
-                }
+                const u32 at = Impl::SmemLayout::step(mine, slab * Impl::kSlabRows + h * Map::kRowStep, Map::chunks(pair + n));
+                *(u32*)(smem + at + Map::bytes(pair + n)) = Pair<T>::pack(o[n][2 * h], o[n][2 * h + 1]);
+                o[n][2 * h] = o[n][2 * h + 1] = 0.f;
             }
         }
     }

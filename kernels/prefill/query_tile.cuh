@@ -10,6 +10,8 @@ struct QueryTile {
     int tokens_log2;  // tokens per tile
     int row0, qlen, klen;
     int len;  // keys of the sequence that are here
+    // Keys here that some row of the tile may see, [first_key, keys), and that every row sees, as far as it has them all.
+    int first_key, keys, common_first_key, common_keys;
 
     // Heads vary fastest, so that CTAs which share K and V run together; the tiles with most keys come first.
     // False where the sequence has no such tile, is finished, or has a single query, which decode takes.
@@ -29,6 +31,7 @@ struct QueryTile {
         tokens_log2 = 31 - __clz(kRows) - pack_log2;
         const int tile = ((qlen + (1 << tokens_log2) - 1) >> tokens_log2) - 1 - from_end;
         token0 = tile << tokens_log2;
+        FindKeys(p);
         return tile >= 0 && (qlen > 1 || p.single_queries) && !(p.extras.finished && p.extras.finished[b]);
     }
 
@@ -37,30 +40,19 @@ struct QueryTile {
     DEVICE int position(int row) const { return klen - qlen + token(row); }
     DEVICE bool valid(int row) const { return token(row) < qlen; }
 
-    // Keys here that some row of the tile may see: [first_key, keys).
+private:
+    // One division of context parallelism serves all four.
     template<class Params>
-    DEVICE int keys(const Params& p) const
+    DEVICE void FindKeys(const Params& p)
     {
-        return p.causal ? own_keys(p, klen - qlen + min(token0 + (1 << tokens_log2), qlen)) : len;
-    }
-
-    template<class Params>
-    DEVICE int first_key(const Params& p) const
-    {
-        return p.window_size ? own_keys(p, max(klen - qlen + token0 - p.window_size + 1, 0)) : 0;
-    }
-
-    // Keys here that every row of the tile sees, as far as it has them all: [common_first_key, common_keys).
-    template<class Params>
-    DEVICE int common_keys(const Params& p) const
-    {
-        return p.causal ? own_keys(p, klen - qlen + token0 + 1) : len;
-    }
-
-    template<class Params>
-    DEVICE int common_first_key(const Params& p) const
-    {
-        return p.window_size ? own_keys(p, max(klen - qlen + token0 + (1 << tokens_log2) - p.window_size, 0)) : 0;
+        const int first = klen - qlen + token0 + 1, behind = klen - qlen + min(token0 + (1 << tokens_log2), qlen);
+#pragma unroll 1
+        for (int n = 0; n < 4; ++n) {
+            const bool common = n % 2, begin = n / 2;
+            const int position = max((common == begin ? behind : first) - (begin ? p.window_size : 0), 0);
+            const int key = (begin ? p.window_size : p.causal) ? own_keys(p, position) : begin ? 0 : len;
+            (begin ? common ? common_first_key : first_key : common ? common_keys : keys) = key;
+        }
     }
 };
 

@@ -59,21 +59,24 @@ struct PrefillSoftmax: PrefillMask<Map, kSlabs, kKeySteps, kDimSteps> {
         return Pair<T>::pack(x, y);
     }
 
-    // The rows' references, in units of log2 (-inf where no key was seen), and their sums over all lanes.
-    static DEVICE void Finish(FragRow& frag_m, FragRow& frag_l, const Start& start)
+    // The lane's own row, over all lanes: each step halves the rows that a lane still sums up.
+    static DEVICE RowSum Finish(const FragRow& frag_l, const Start& start, int lane)
     {
+        const int own = Base::own_row(lane);
+        const bool odd = own % 2, second = own / 2;
+        float l[kSlabs];
 #pragma unroll
         for (int i = 0; i < kSlabs; ++i) {
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                frag_l[i][h] = RowSum(frag_l[i][h]);
-                frag_m[i][h] = frag_l[i][h] > 0.f ? -start.row[i][h] : negative_infinity();
-            }
+            l[i] = (odd ? frag_l[i][1] : frag_l[i][0]) + __shfl_xor_sync(kFullWarp, odd ? frag_l[i][0] : frag_l[i][1], Map::kRowLanes[0]);
         }
+        constexpr int kLast = kSlabs - 1;
+        const float sum = (second ? l[kLast] : l[0]) + __shfl_xor_sync(kFullWarp, second ? l[0] : l[kLast], Map::kRowLanes[1]);
+        const float m = second ? (odd ? start.row[kLast][1] : start.row[kLast][0]) : odd ? start.row[0][1] : start.row[0][0];
+        return {sum > 0.f ? -m : negative_infinity(), sum};
     }
 
 private:
-    static DEVICE float RowSum(float l)
+    static DEVICE float Sum(float l)
     {
         l += __shfl_xor_sync(kFullWarp, l, Map::kRowLanes[0]);
         return l + __shfl_xor_sync(kFullWarp, l, Map::kRowLanes[1]);
@@ -113,7 +116,7 @@ private:
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const float top = RowTop(frag_s[i], h);
-                const bool seen = RowSum(frag_l[i][h]) > 0.f;  // else any first reference will do, a lower one, too
+                const bool seen = Sum(frag_l[i][h]) > 0.f;  // else any first reference will do, a lower one, too
                 const float up = seen ? fmaxf(top, 0.f) : top == negative_infinity() ? 0.f : top;
                 const float factor = seen ? ex2(-up) : 1.f;
                 fresh |= !seen && top == negative_infinity();

@@ -17,6 +17,7 @@ GMEM, DECODE, FLAT, SWIZZLE = "iterator/gmem_sm80.cuh", "decode/mainloop_sm80.cu
 DECODE70, GMEM70, IMPL70 = "decode/mainloop_sm70.cuh", "iterator/gmem_warp_sm70.cuh", "decode/impl_m8n8.cuh"
 MAINLOOP70, TILES70, SOFTMAX = "prefill/mainloop_sm70.cuh", "prefill/source_sm70.cuh", "prefill/softmax.cuh"
 BARRIERS, CODES, CODE_ROWS = "prefill/tile_barriers.cuh", "prefill/source_quant_sm80.cuh", "prefill/code_rows.cuh"
+CUT = "prefill/cut_tile.cuh"
 KERNEL = "kernel.cu"
 
 
@@ -47,8 +48,8 @@ PLANTS = (
         "            __syncthreads();\n",
         "",
         "race",
-        MAINLOOP,
-        "Some::ComputeQK(",
+        CUT,
+        "Half::ComputeQK(",
         head_dim=64,
     ),
     Plant(
@@ -58,8 +59,8 @@ PLANTS = (
         "            cp_async_wait_group<0>();\n            __sync",
         "            __sync",
         "pending copy",
-        MAINLOOP,
-        "Some::ComputeQK(",
+        CUT,
+        "Half::ComputeQK(",
         head_dim=64,
     ),
     Plant(
@@ -80,8 +81,8 @@ PLANTS = (
         WAIT,
         WAIT.replace("Barriers", "if (Index == kValueData) Barriers"),
         "race",
-        SOURCE,
-        "gmem_.template Copy<false, Index>(",
+        CUT,
+        "Half::ComputeQK(",
     ),
     Plant(
         "V not waited for",
@@ -100,8 +101,8 @@ PLANTS = (
         "            cp_async_wait_group<0>();\n            Barriers",
         "            Barriers",
         "pending copy",
-        MAINLOOP,
-        "Some::ComputeQK(",
+        CUT,
+        "Half::ComputeQK(",
     ),
     Plant(
         "arrival for lanes that are not there yet",
@@ -110,8 +111,8 @@ PLANTS = (
         "        __syncwarp();\n",
         "",
         "race",
-        MAINLOOP,
-        "Some::ComputeQK(",
+        CUT,
+        "Half::ComputeQK(",
     ),
     Plant(
         "K from codes not waited for",
@@ -120,8 +121,8 @@ PLANTS = (
         "        Barriers::template Wait<kKeyData>(",
         "        if (kSlots > 2) Barriers::template Wait<kKeyData>(",
         "race",
-        MAINLOOP,
-        "Some::ComputeQK(",
+        CUT,
+        "Half::ComputeQK(",
         kv_dtype="int8",
     ),
     Plant(
@@ -132,7 +133,7 @@ PLANTS = (
         "{}",
         "race",
         MAINLOOP,
-        "Some::ComputePV(",
+        "::ComputePV(",
         kv_dtype="int4",
     ),
     Plant(
@@ -206,8 +207,8 @@ PLANTS = (
         "prefetch_query<Impl, kWarps>(",
         "if (p.head_packs > 99) prefetch_query<Impl, kWarps>(",
         "unwritten",
-        MAINLOOP,
-        "Some::ComputeQK(",
+        CUT,
+        "Half::ComputeQK(",
     ),
     Plant(
         "half a shuffle",
@@ -233,8 +234,8 @@ PLANTS = (
         "endless loop",
         "prefill",
         KERNEL,
-        "    store_output(p, ",
-        "    while (p.head_packs < 99) __syncwarp();\n    store_output(p, ",
+        "    store_output<Parts>(p, ",
+        "    while (p.head_packs < 99) __syncwarp();\n    store_output<Parts>(p, ",
         "step limit",
         KERNEL,
         "while (p.head_packs",
