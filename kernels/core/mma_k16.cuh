@@ -42,10 +42,3 @@ DEVICE void mma_k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
 {
     mma_k16<Arch, T>(d, a, b, d);
 }
-
-// d = a b
-template<class Arch, class T>
-DEVICE void mma_k16_zero(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
-{
-    mma_k16<Arch, T>(d, a, b, {0.f, 0.f, 0.f, 0.f});
-}

@@ -36,33 +36,31 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
         cache.SetTile(ahead.first() + ahead.tile, ahead.len);
         // keys that nobody else reads leave L2 first: it keeps what all CTAs read, as code, tables and pieces
         const u64 policy = p.read_once ? evict_first_policy() : kDefaultPolicy;
-        auto prefetch =
-            [&](u32 i,
-                bool
-                    joins) {  // copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed
-                if (!ahead.done()) {
-                    const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id;
-                    const u32 slot = i % kStages * kSlotBytes;
-                    if (joins && cache.Joined()) {
-                        gmem_k.template Prefetch<true>(cache, lane, slot, policy);
-                        gmem_v.template Prefetch<true>(cache, lane, slot, policy);
-                    }
-                    else {
-                        gmem_k.template Prefetch<false>(cache, lane, slot, policy);
-                        gmem_v.template Prefetch<false>(cache, lane, slot, policy);
-                    }
-                    ++ahead.tile;
-                    if (ahead.done()) {
-                        ahead.leave(p, end);
-                        if (!ahead.done()) {
-                            cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
-                            PrefetchQ(p, ahead, lane);
-                        }
-                    }
-                    cache.SetTile(ahead.first() + ahead.tile, ahead.len);
+        // Copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed.
+        auto prefetch = [&](u32 i, bool joins) {
+            if (!ahead.done()) {
+                const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id;
+                const u32 slot = i % kStages * kSlotBytes;
+                if (joins && cache.Joined()) {
+                    gmem_k.template Prefetch<true>(cache, lane, slot, policy);
+                    gmem_v.template Prefetch<true>(cache, lane, slot, policy);
                 }
-                cp_async_commit_group();
-            };
+                else {
+                    gmem_k.template Prefetch<false>(cache, lane, slot, policy);
+                    gmem_v.template Prefetch<false>(cache, lane, slot, policy);
+                }
+                ++ahead.tile;
+                if (ahead.done()) {
+                    ahead.leave(p, end);
+                    if (!ahead.done()) {
+                        cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
+                        PrefetchQ(p, ahead, lane);
+                    }
+                }
+                cache.SetTile(ahead.first() + ahead.tile, ahead.len);
+            }
+            cp_async_commit_group();
+        };
 #pragma unroll 1
         for (u32 i = 0; i < kStages - 1; ++i) {
             cache.Part();  // one copy of the code less: what copies tiles of two parts copies joined ones, too

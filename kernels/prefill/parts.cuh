@@ -5,7 +5,6 @@
 #include "core/float16.cuh"
 #include "core/softmax.cuh"
 #include "prefill/query_tile.cuh"
-#include "ptx/gpu_scope.cuh"
 
 template<class Mainloop>
 struct TileParts {

@@ -33,13 +33,6 @@ DEVICE void mma_m16n8k16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
     mma_m16n8k16<T>(d, a, b, d);
 }
 
-// d = a b
-template<class T>
-DEVICE void mma_m16n8k16_zero(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2])
-{
-    mma_m16n8k16<T>(d, a, b, {0.f, 0.f, 0.f, 0.f});
-}
-
 // PTX ISA 9.7.14.5.7 mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32: d = a b + c. A is the left half of m16n8k16's, B the upper.
 template<class T>
 DEVICE void mma_m16n8k8(float (&d)[4], const u32 (&a)[2], u32 b, const float (&c)[4]);

@@ -139,6 +139,46 @@ def test_a_step_that_may_be_one_launch_is_planned_by_its_new_rows_too(monkeypatc
         pa.paged_attention(q, cache, batch, k=rows(gpu, 3, KV_HEADS, 2), v=v, out=out)
 
 
+@pytest.mark.parametrize("unshared", [True, False])
+@pytest.mark.parametrize("kind", ["decode", "mixed"])
+def test_calls_that_take_turns_on_a_batch_follow_their_own_plans(kind: str, unshared: bool) -> None:
+    """With new rows and without, as ranks, in cuts, with rows that change on their way: each as if it were the first, refusals too."""
+    gpu = FakeGpu()
+    cache, rng, made = cache_on(gpu), np.random.default_rng(0), []
+    table, bias = np.arange(9).reshape(3, 3), gpu.asarray(np.zeros((KV_HEADS, DIM), np.float16))
+    batch = pa.Batch(table, *LENGTHS[kind], unshared=unshared, device=gpu)
+    n, q = batch.num_tokens, rows(gpu, batch.num_tokens)
+    flat = gpu.asarray(np.zeros(n * KV_HEADS * DIM + 4, np.float16))
+    good = [rows(gpu, n, KV_HEADS), rows(gpu, n, KV_HEADS, 1)]
+    bad = [flat[4:].reshape(n, KV_HEADS, DIM), rows(gpu, n + 1, KV_HEADS), gpu.asarray(np.zeros((n, KV_HEADS, DIM), np.float32))]
+    some = {"num_splits": 2, "cp": pa.ContextParallel(1, 2), "k_bias": bias, "rope": pa.Rope(), "window_size": 7}
+
+    def launched(options: dict[str, Any]) -> tuple[str, list[Any]]:
+        gpu.launches, text = [], ""
+        try:
+            pa.paged_attention(q, cache, batch, out=q, **options)
+        except pa.ArgumentError as error:
+            text = str(error)
+        names = [x.name for x in gpu.launches]
+        made.append((text, names))
+        assert text or any("append" in x or "fused" in x for x in names) == ("k" in options or "rope" in options)
+        ignored = ("partial_o", "partial_count", "lse", "extras")  # what a call makes lies anywhere
+        return text, [(x.name, x.grid, {k: v for k, v in x.params.items() if k not in ignored}) for x in gpu.launches]
+
+    for _ in range(150):
+        options = {name: value for name, value in some.items() if not rng.integers(4)}
+        if rng.integers(4):
+            options["k"], options["v"] = (bad[rng.integers(3)] if not rng.integers(9) else good[rng.integers(2)] for _ in "kv")
+        else:
+            options.pop("k_bias", None)
+        found, plans = launched(options), dict(batch.plans)
+        batch.plans.clear()
+        assert launched(options) == found
+        batch.plans.update(plans)
+    assert len({text for text, _ in made}) > 3
+    assert not [names for text, names in made if text and names]
+
+
 def test_decode_is_told_where_no_two_sequences_have_a_block_in_common() -> None:
     gpu = FakeGpu()
     cache, table = cache_on(gpu), np.arange(9).reshape(3, 3)
