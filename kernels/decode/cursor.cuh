@@ -4,6 +4,7 @@
 #pragma once
 
 #include "core/context.cuh"
+#include "core/divide.cuh"
 #include "core/warp.cuh"
 
 constexpr int kSegmentUnits = 1;  // what starting a segment costs, in tiles

@@ -226,6 +226,22 @@ def test_prefill_in_parts(target: str, keywords: dict[str, int]) -> None:
     assert counts.ctas >= 2 * len(case.lengths)  # both heads of a sequence share its only tile
 
 
+@pytest.mark.parametrize(("dim", "kv_dtype"), [(64, None), (64, "int8"), (128, None)])
+def test_scores_far_below_zero(dim: int, kv_dtype: str | None) -> None:
+    """The half of a cut tile in which there are no keys must not count as scores of 0."""
+    tokens, v = 20, np.random.default_rng(0).standard_normal((20, 1, dim)).astype(np.float16)
+    cache = pa.KVCache(2, num_kv_heads=1, head_dim=dim, kv_dtype=kv_dtype, device="interpreter")
+    batch = cache.extend([cache.new_sequence()], [tokens])
+    q = np.full((tokens, 1, dim), 8, np.float16)
+    out, lse = pa.paged_attention(
+        cache.device.asarray(q), cache, batch, k=cache.device.asarray(-q), v=cache.device.asarray(v), return_lse=True
+    )
+    seen = np.arange(1, tokens + 1)[:, None]
+    np.testing.assert_allclose(lse, np.log(seen) - 64 * dim**0.5, atol=1e-3)
+    mean = np.cumsum(v.astype(np.float64), axis=0) / seen[:, None]
+    np.testing.assert_allclose(out, mean, atol=0.02 if kv_dtype else 2e-3)
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.id in OPTIONS], ids=lambda case: case.id)
 def test_options(case: Case) -> None:
     lengths = tuple((min(q, 40), min(k, 40 if q > 40 else 400)) for q, k in case.lengths)
