@@ -61,7 +61,7 @@ def spec_for(
     source: str,
     heads: int | None = None,
     splits: str | None = None,
-    adjusted: bool = False,
+    general: bool = False,
     model: str = "",
     fused: bool = False,
 ) -> KernelSpec:
@@ -69,7 +69,7 @@ def spec_for(
     of = archs.parse(source)
     mma = of.mma if op in ("decode", "prefill", "varlen") else None
     model = "" if splits == "cut" else model  # results of "fixed:N" must not change with what was tuned
-    spec = KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits, adjusted=adjusted, fused=fused)
+    spec = KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits, general=general, fused=fused)
     return tuned.taken(spec, model)
 
 
@@ -193,16 +193,21 @@ def pack_size(group_size: int, head_dim: int, kv_dtype: str, mma: str) -> int:
 
 def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch, model: str = "") -> list[KernelSpec]:
     """Every kernel that calls with so many query heads on caches of a layout can ask for, on a GPU called `model`."""
-    stored = str(layout.kv_dtype)
-    heads = pack_size(num_heads // layout.num_kv_heads, layout.head_dim, stored, source.mma)
+    stored, group = str(layout.kv_dtype), num_heads // layout.num_kv_heads
+    heads = pack_size(group, layout.head_dim, stored, source.mma)
+    one_pack = group <= heads
     common = (layout.dtype, stored, layout.head_dim, arch.name, source.name)
-    prefill = [spec_for("prefill", *common, adjusted=adjusted, model=model) for adjusted in (False, True)]
+    prefill = [spec_for("prefill", *common, general=general, model=model) for general in (False, True)]
+    decode = [(splits, False) for splits in SPLITS] + [("flat", True)] * (source.family == "sm80" and one_pack)
     return [
         *(spec_for(op, *common, model=model) for op in ("append", "gather")),
         *prefill,
         *(long for spec in prefill if (long := tuned.for_long(spec, model))),
-        *(spec_for("decode", *common, heads, splits, model=model) for splits in SPLITS),
-        *([spec_for("decode", *common, heads, "flat", model=model, fused=True)] if source.family == "sm80" else ()),
+        *(
+            spec_for("decode", *common, heads, splits, general, model, fused)
+            for splits, fused in decode
+            for general in ((False, True) if one_pack else (True,))
+        ),
         spec_for("merge", layout.dtype, layout.dtype, layout.head_dim, arch.name, source.name),
     ]
 
@@ -218,6 +223,7 @@ def plan_decode(
     group_size: int,
     batch: Batch,
     num_splits: int,
+    adjusted: bool = False,
     cp: ContextParallel = WHOLE,
     fused: bool = False,
 ) -> tuple[KernelSpec, int, int, int]:
@@ -225,7 +231,9 @@ def plan_decode(
     assert device.source is not None
     heads = pack_size(group_size, layout.head_dim, str(layout.kv_dtype), device.source.mma)
     packs = -(-group_size // heads)
-    spec = _spec("decode", layout, device, heads=heads, splits="cut" if num_splits else "flat", fused=fused and not num_splits)
+    general = adjusted or packs > 1 or cp.size > 1
+    splits, fused = ("cut", False) if num_splits else ("flat", fused)
+    spec = _spec("decode", layout, device, heads=heads, splits=splits, general=general, fused=fused)
     assert spec.cta_s is not None
     units = (cp.own(batch.total_k) // spec.cta_s + 2 * batch.batch_size) * layout.num_kv_heads * packs
     if units >= _MOST_UNITS:
@@ -254,7 +262,7 @@ def plan_prefill(
     Where the tiles would leave multiprocessors idle, several CTAs share the keys of each, and where sequences are long, the row for those
     is taken; unless `num_splits` is the caller's: then nothing depends on what else is in the batch.
     """
-    spec = _spec(op, layout, device, adjusted=adjusted)
+    spec = _spec(op, layout, device, general=adjusted)
     found = query_tiles.shared_out(spec, device, layout, num_heads, batch, num_splits, cp)
     long = None if num_splits else tuned.for_long(spec, device.model)
     if long is not None:
@@ -265,7 +273,7 @@ def plan_prefill(
 
 def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
     spec, grid, packs, places = plan_decode(
-        device, problem.layout, values["group_size"], problem.batch, problem.num_splits, problem.cp, problem.k is not None
+        device, problem.layout, values["group_size"], problem.batch, problem.num_splits, values["adjust"], problem.cp, problem.k is not None
     )
     segments = problem.batch.batch_size * problem.layout.num_kv_heads * packs
     splits = problem.num_splits

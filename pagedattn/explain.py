@@ -112,7 +112,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, **keywords: Any) -> Explanatio
         common = (layout.dtype, str(layout.kv_dtype), layout.head_dim, device.arch.name, device.source.name)
         steps.append(Step(dispatch.spec_for("append", *common), batch.num_tokens, f"append first: it {call.appends}, a CTA for each token"))
     if batch.num_decode and not call.masked:  # only prefill reads masks
-        spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, call.splits, call.cp, call.fused)  # type: ignore[arg-type]
+        spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, call.splits, call.adjusted, call.cp, call.fused)  # type: ignore[arg-type]
         cuts = f"every sequence cut by num_splits={keywords.get('num_splits')!r}"
         how = cuts if call.splits else "one list of key tiles, balanced over one wave of CTAs"
         reads = f"reads K and V once for {min(group, spec.heads or 0)} of {group} heads ({packs} packs)"

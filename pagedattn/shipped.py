@@ -47,11 +47,12 @@ def _types(target: str) -> tuple[str, ...]:
 
 def _variants(op: str, dtype: str, kv_dtype: str | None, head_dim: int, target: str) -> Iterator[KernelSpec]:
     if op != "decode":
-        for adjusted in (False, True) if op in TILED else (False,):
-            spec = KernelSpec(op, dtype, kv_dtype, head_dim, target, adjusted=adjusted)
+        for general in (False, True) if op in TILED else (False,):
+            spec = KernelSpec(op, dtype, kv_dtype, head_dim, target, general=general)
             yield from (spec, long) if (long := spec.for_long()) else (spec,)
         return
     stored = dtypes.stored(kv_dtype, dtypes.activation(dtype)).name
     for heads in decode_heads(head_dim, stored, archs.parse(target).mma) or HEAD_PACKS:  # none: KernelSpec says why
         for splits, fused in (*((s, False) for s in SPLITS), *([("flat", True)] if archs.parse(target).family == "sm80" else ())):
-            yield KernelSpec(op, dtype, kv_dtype, head_dim, target, heads=heads, splits=splits, fused=fused)
+            for general in (False, True):
+                yield KernelSpec(op, dtype, kv_dtype, head_dim, target, heads=heads, splits=splits, general=general, fused=fused)

@@ -54,8 +54,9 @@ class KernelSpec(Footprint):
         Decode: query heads that read K and V together, 8 or 16.
     splits : str, optional
         Decode: "flat" balances one list of tiles over the GPU, "cut" cuts every sequence alike.
-    adjusted : bool
-        Prefill, varlen: scores change before the softmax, by softcap, ALiBi or a mask.
+    general : bool
+        Serves what few calls ask for, too. Prefill, varlen: softcap, ALiBi, masks. Decode: softcap, ALiBi, several packs of heads, and keys
+        that ranks share.
     fused : bool
         Decode, flat, SM80 family: the launch also writes the new tokens' rows.
 
@@ -87,7 +88,7 @@ class KernelSpec(Footprint):
     min_ctas: int | None = None
     heads: int | None = None
     splits: str | None = None
-    adjusted: bool = False
+    general: bool = False
     fused: bool = False
 
     def __post_init__(self) -> None:
@@ -101,9 +102,9 @@ class KernelSpec(Footprint):
             nearest = min(HEAD_DIMS, key=lambda d: abs(d - self.head_dim))
             raise UnsupportedError(f"`head_dim` must be one of {HEAD_DIMS}; got {self.head_dim}. The nearest is {nearest}.")
         self._resolve_source(target)
-        self._set(adjusted=flag(self.adjusted, "adjusted"), fused=flag(self.fused, "fused"))
-        if self.adjusted and self.op not in TILED:
-            raise ArgumentError(f"`adjusted` means nothing for op {self.op!r}; got {self.adjusted!r}. Leave it False.")
+        self._set(general=flag(self.general, "general"), fused=flag(self.fused, "fused"))
+        if self.general and self.op not in ("decode", *TILED):
+            raise ArgumentError(f"`general` means nothing for op {self.op!r}; got {self.general!r}. Leave it False.")
         if self.op == "decode":
             self._resolve_decode(target)
         elif self.op in TILED:
@@ -245,7 +246,7 @@ class KernelSpec(Footprint):
             parts += [f"h{self.heads}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", str(self.splits)]
         if self.op in TILED:
             parts += [f"q{self.cta_q}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", f"c{self.min_ctas}"]
-        parts += [name for name in ("adjusted", "fused") if getattr(self, name)]
+        parts += [name for name in ("general", "fused") if getattr(self, name)]
         if self.family == "sm70" and self.mma:
             parts.append(self.mma)
         return "_".join([*parts, self.arch.replace("_", "")])

@@ -90,19 +90,23 @@ class Trial:
     def wrong(self, tile: Tile, *, thorough: bool = False) -> str:
         """Why a row is not right; empty if it is: attention on ragged sequences in NaN-filled memory, compared with float64.
 
-        `thorough` takes both types of activations besides, new rows that come with the call, sequences that are cut (decode) and scores
-        that are adjusted (prefill).
+        `thorough` takes both types of activations besides, new rows that come with the call, scores that are adjusted, and sequences that
+        are cut (decode).
         """
         from pagedattn import testing  # here and not above: `import pagedattn` stays quick
 
         assert self.device.arch is not None
         types = dtypes.ACTIVATIONS if thorough and self.device.arch.family == "sm80" else ("float16",)
-        more: dict[str, Any] = {"num_splits": 3} if self.key.op == "decode" else {"softcap": 20.0}
+        calls: list[tuple[bool, dict[str, Any]]] = [(False, {})]  # whether new rows come with it; its keywords
+        if thorough:
+            calls += [(True, {}), (False, {"softcap": 20.0})]
+            calls += [(False, {"num_splits": 3})] if self.key.op == "decode" else []
         for dtype in types:
             if dtype not in self._checked:
                 self._checked[dtype] = _Work(self.device, self.key, self.group, CHECKED[self.key.op], dtype, layers=1)
             work = self._checked[dtype]
-            for rows, keywords in ((None, {}), (work.new, {}), (None, more)) if thorough else ((None, {}),):
+            for brings, keywords in calls:
+                rows = work.new if brings else None
                 with self._using(tile, work):
                     work.out[...] = np.nan
                     try:

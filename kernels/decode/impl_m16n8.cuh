@@ -90,7 +90,7 @@ struct DecodeImpl {
         }
     };
 
-    // Q rows of `heads` heads from global memory; the other columns are zero.
+    // Q rows of `heads` heads from global memory; the columns past them repeat the last one, and nobody reads what comes of those.
     template<class Params>
     static DEVICE void LoadQ(Query& query, u32 smem_q, const T* q, int heads, const Params&, int g, int t)
     {
@@ -101,7 +101,7 @@ struct DecodeImpl {
             const char* const row = (const char*)(q + min(head, heads - 1) * kHeadDim) + t * kChunkBytes;
 #pragma unroll
             for (int j = 0; j < kKeyLoads; ++j) {
-                const uint4 w = head < heads ? *(const uint4*)(row + j * 4 * kChunkBytes) : make_uint4(0, 0, 0, 0);
+                const uint4 w = *(const uint4*)(row + j * 4 * kChunkBytes);
                 if constexpr (kQueryInShared) {
                     st_shared_v4(line_step(smem_q + query_base(head, t), j * 4 * kChunkBytes), {w.x, w.y, w.z, w.w});
                 }

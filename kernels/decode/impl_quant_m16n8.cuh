@@ -94,21 +94,25 @@ struct DecodeQuantImpl {
         return ((word / kKeyWords * 4 + t) * kKeyWords + word % kKeyWords) * kWordDims + step % kWordSteps * 4;
     }
 
+    // Columns past the last head repeat it; nobody reads them. Sums of dims are products with ones: they stand where scores will.
     template<class Params>
     static DEVICE void LoadQ(Query& query, u32 smem_q, const T* q, int heads, const Params&, int g, int t)
     {
+        constexpr u32 kOnes = Pair<T>::kOnes;
+        constexpr bool kOneBias = Code::kBias[0] == Code::kBias[1];
         __syncwarp();
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {
             const int head = 8 * n + g;
-            const T* const row = q + min(head, heads - 1) * kHeadDim;
-            float sum = 0.f, bias = 0.f;
+            const T* const row = q + min(head, heads - 1) * kHeadDim + query_dim(0, t);
+            float first[4] = {}, second[4] = {};  // sums of the pairs that carry kBias[0] and kBias[1]
 #pragma unroll
             for (int s = 0; s < kSteps; ++s) {
-                const uint2 w = head < heads ? *(const uint2*)(row + query_dim(s, t)) : make_uint2(0, 0);
-                const float first = low_to_float<T>(w.x) + high_to_float<T>(w.x), second = low_to_float<T>(w.y) + high_to_float<T>(w.y);
-                sum += first + second;
-                bias += Code::kBias[0] * first + Code::kBias[1] * second;
+                const uint2 w = *(const uint2*)(row + query_dim(s, 0));
+                mma_k16<Arch, T>(first, {kOnes, kOnes, kOneBias ? kOnes : 0, kOneBias ? kOnes : 0}, {w.x, w.y});
+                if (!kOneBias) {
+                    mma_k16<Arch, T>(second, {0, 0, kOnes, kOnes}, {w.x, w.y});
+                }
                 if constexpr (kQueryInShared) {
                     st_shared_v2(query_address(smem_q, s, n, g, t), w.x, w.y);
                 }
@@ -118,14 +122,9 @@ struct DecodeQuantImpl {
                 }
             }
 #pragma unroll
-            for (int k = 1; k < 4; k <<= 1) {
-                sum += __shfl_xor_sync(kFullWarp, sum, k);
-                bias += __shfl_xor_sync(kFullWarp, bias, k);
-            }
-#pragma unroll
             for (int e = 0; e < 2; ++e) {
-                query.sum[n][e] = __shfl_sync(kFullWarp, sum, 8 * t + 4 * e);
-                query.bias[n][e] = opaque(-__shfl_sync(kFullWarp, bias, 8 * t + 4 * e));
+                query.sum[n][e] = first[e] + second[e];
+                query.bias[n][e] = opaque(-(Code::kBias[0] * first[e] + Code::kBias[1] * second[e]));
                 query.bias[n][2 + e] = opaque(query.bias[n][e]);  // four registers that an mma takes as they are
             }
         }

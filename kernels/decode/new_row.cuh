@@ -66,11 +66,11 @@ private:
             const int is_v = i * Row::kWarpRows + lane / Row::kLanes;
             dims[i] = is_v < 2 && mine < kChunks ? (is_v ? v : k)[mine] : make_uint4(0, 0, 0, 0);
         }
-#pragma unroll
+#pragma unroll 1
         for (int i = 0; i < kPasses; ++i) {
             const int is_v = i * Row::kWarpRows + lane / Row::kLanes;
-            Row::Store(data + (is_v ? layout.v_offset : 0), (u32*)(param + (is_v ? layout.v_param_offset : 0)), dims[i],
-                       is_v < 2 && mine < kChunks, mine);
+            Row::Store(data + (is_v ? layout.v_offset : 0), (u32*)(param + (is_v ? layout.v_param_offset : 0)),
+                       i ? dims[kPasses - 1] : dims[0], is_v < 2 && mine < kChunks, mine);
         }
     }
 };
@@ -86,13 +86,25 @@ DEVICE void write_new_rows(const Params& p, Place place, int end, int lane)
     if (!ends_segment(place)) {
         return;
     }
+    bool writes = false;  // first the rows of all of them are sent for, by the same code
+    Place at = place;
 #pragma unroll 1
-    for (Place ahead = place; ends_segment(ahead); ahead.leave(p, end)) {  // the rows of all of them come at once
-        row_of(ahead).Prefetch(p, lane);
-    }
-#pragma unroll 1
-    for (; ends_segment(place); place.leave(p, end)) {
-        row_of(place).Write(p, lane);
+    for (;;) {
+        const auto row = row_of(at);
+        if (writes) {
+            row.Write(p, lane);
+        }
+        else {
+            row.Prefetch(p, lane);
+        }
+        at.leave(p, end);
+        if (!ends_segment(at)) {
+            if (writes) {
+                break;
+            }
+            writes = true;
+            at = place;
+        }
     }
     __threadfence_block();
     __syncwarp();

@@ -56,7 +56,7 @@ struct Pieces {
                 if (head < rows.heads) {
                     const RowEnd end(p, rows.head + head, s.m(n, e), s.l(n, e));
                     T* const out = (T*)p.out + rows.out + head * kHeadDim;
-#pragma unroll
+#pragma unroll(S::kInRegisters ? Impl::kDimPairs : 8)
                     for (int i = 0; i < Impl::kDimPairs; ++i) {
                         const float2 o = s.pair(i, n, e);
                         const u32 pair = Pair<T>::pack(o.x * end.scale, o.y * end.scale);
@@ -86,7 +86,7 @@ struct Pieces {
             for (int e = 0; e < 2; ++e) {
                 const int head = State::head(n, e, g, t);
                 if (head < heads) {
-#pragma unroll
+#pragma unroll(S::kInRegisters ? Impl::kDimPairs : 8)
                     for (int i = 0; i < Impl::kDimPairs; ++i) {
                         float* const row = piece + head * kHeadDim;
                         if (i < Impl::kWholePairs) {

@@ -86,9 +86,11 @@ struct SentPieces {
     DEVICE void ClearEnds(int heads, int thread, int threads) const
     {
 #pragma unroll 1
-        for (int i = thread; i < count * heads; i += threads) {
-            const int cta = (u32)i / (u32)heads;
-            *(float2*)(first + (i64)cta * kFloats + P::kEnds + 2 * (i - cta * heads)) = make_float2(0.f, 0.f);
+        for (int i = thread; i < count * P::kHeads; i += threads) {
+            const int cta = i / P::kHeads, head = i % P::kHeads;
+            if (head < heads) {
+                *(float2*)(first + (i64)cta * kFloats + P::kEnds + 2 * head) = make_float2(0.f, 0.f);
+            }
         }
     }
 

@@ -45,6 +45,7 @@ template<class Impl, class Params, class Tile>
 DEVICE void apply_mask(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int row, int first)
 {
     const u8* const mask = p.extras.mask + p.extras.mask_starts[query.b];
+    const int last = query.len - 1 - first;  // keys past it are no row's, and have no entry: that of the last one is read, without a branch
 #pragma unroll
     for (int i = 0; i < Impl::kSlabs; ++i) {
 #pragma unroll
@@ -56,9 +57,8 @@ DEVICE void apply_mask(typename Impl::FragS& frag_s, const Params& p, const Tile
             for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
-                    if (first + 8 * j + e >= query.len || !kept[(8 * j + e) * p.cp_size]) {
-                        frag_s[i][j][2 * h + e] = negative_infinity();
-                    }
+                    float& s = frag_s[i][j][2 * h + e];
+                    s = kept[min(8 * j + e, last) * p.cp_size] ? s : negative_infinity();
                 }
             }
         }

@@ -1,15 +1,13 @@
-// A tile that the diagonal, the window or the sequence's end cuts: computed in two halves, of which the last one may be empty.
+// A tile that the diagonal, the window or the sequence's end cuts: computed in two halves, of which the last one may be empty; or whole where
+// scores are adjusted, which is more code than a second half is worth.
 #pragma once
 
-#include "prefill/adjust.cuh"
 #include "prefill/query_tile.cuh"
 
 // Where a warp stands in such a tile. Worked out where it is needed, not kept in registers.
 template<class Impl, int kRows>
 struct CutTile {
-    struct Half: Impl::template OfKeys<Impl::CTA_S / 2> {
-        static constexpr bool kAdjusted = Impl::kAdjusted;
-    };
+    using Half = typename Impl::template OfKeys<Impl::CTA_S / 2>;
     using FragHalf = typename Half::FragS;
     static constexpr int kKeys = Half::CTA_S;
     static constexpr int kPairs = 2 * Half::kKeySteps;
@@ -27,22 +25,32 @@ struct CutTile {
         last = position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1;
     }
 
-    // Scores of the half whose keys begin at key0. False, and no key, where no row of the warp keeps one.
+    // Whether a row of the warp may keep one of the keys from key0 on.
     template<class Params>
-    DEVICE bool ComputeQK(FragHalf& half, const Params& p, const QueryTile<kRows>& query, const typename Impl::SmemIterQ& iter_q, u32 k,
-                          int key0) const
+    DEVICE bool Keeps(const Params& p, int key0) const
+    {
+        return position_of_key(p, key0) < end + (p.causal ? last - position : 0);
+    }
+
+    // Scores of Keys' keys, from key0 on: those that their rows do not keep become -infinity.
+    template<class Keys, class Params>
+    DEVICE void Mask(typename Keys::FragS& frag_s, const Params& p, int key0) const
     {
         const int place0 = position_of_key(p, key0);
-        if (place0 >= end + (p.causal ? last - position : 0)) {
+        const Bounds bounds{position - p.window_size + 1 - place0, end - place0, p.causal ? 1 : 0, slab_step, p.cp_size};
+        Keys::Mask(frag_s, bounds, p.window_size, lane);
+    }
+
+    // Scores of the half whose keys begin at key0. False, and no key, where no row of the warp keeps one.
+    template<class Params>
+    DEVICE bool ComputeQK(FragHalf& half, const Params& p, const typename Impl::SmemIterQ& iter_q, u32 k, int key0) const
+    {
+        if (!Keeps(p, key0)) {
             Half::FillScores(half, negative_infinity());
             return false;
         }
         Half::ComputeQK(half, iter_q, typename Half::SmemIterK{k, lane});
-        if constexpr (Impl::kAdjusted) {
-            adjust_scores<Half>(half, p, query, row, key0, lane);
-        }
-        const Bounds bounds{position - p.window_size + 1 - place0, end - place0, p.causal ? 1 : 0, slab_step, p.cp_size};
-        Half::Mask(half, bounds, p.window_size, lane);
+        Mask<Half>(half, p, key0);
         return true;
     }
 

@@ -55,11 +55,12 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
             const u32 k = source.Next(left);
             typename Impl::FragS frag_s;
             int keys = CTA_S;
-            if (tile < whole_end && tile >= whole_begin) {
+            const bool whole = tile < whole_end && tile >= whole_begin;
+            if constexpr (Impl::kAdjusted) {
+                keys = ComputeAdjusted(frag_s, p, query, iter_q, k, tile * CTA_S, whole, opaque(thread));
+            }
+            else if (whole) {
                 Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{k, lane});
-                if constexpr (Impl::kAdjusted) {
-                    adjust_scores<Impl>(frag_s, p, query, warp_row, tile * CTA_S, lane);
-                }
             }
             else if (TileSource::kShared) {
                 keys = ComputeCut(frag_s, p, query, iter_q, k, tile * CTA_S, opaque(thread));
@@ -80,6 +81,24 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
 private:
     using Cut = CutTile<Impl, kRows>;
 
+    // Scores of a tile in one piece, cut or whole. Returns how many keys rows of the warp keep: at most a tile's, or none.
+    template<class Params>
+    static DEVICE int ComputeAdjusted(typename Impl::FragS& frag_s, const Params& p, const QueryTile<kRows>& query,
+                                      const typename Impl::SmemIterQ& iter_q, u32 k, int key0, bool whole, int thread)
+    {
+        const Cut cut(p, query, thread);
+        if (!whole && !cut.Keeps(p, key0)) {
+            Impl::FillScores(frag_s, negative_infinity());
+            return 0;
+        }
+        Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{k, cut.lane});
+        adjust_scores<Impl>(frag_s, p, query, cut.row, key0, cut.lane);
+        if (!whole) {
+            cut.template Mask<Impl>(frag_s, p, key0);
+        }
+        return CTA_S;
+    }
+
     // Scores of a cut tile, for what is done to a whole one's. Returns how many keys, from the first one on, hold all that rows of the warp
     // keep: a tile's, half of them, or none.
     template<class Params>
@@ -93,7 +112,7 @@ private:
         for (int key = CTA_S - Cut::kKeys; key >= 0; key -= Cut::kKeys) {
             Cut::template Copy<Cut::kPairs>(frag_s, frag_s);
             typename Cut::FragHalf half;
-            keys += cut.ComputeQK(half, p, query, iter_q, k + key * Impl::kRowBytes, key0 + key) ? Cut::kKeys : 0;
+            keys += cut.ComputeQK(half, p, iter_q, k + key * Impl::kRowBytes, key0 + key) ? Cut::kKeys : 0;
             Cut::template Copy<0>(frag_s, half);
         }
         return keys;
@@ -104,7 +123,7 @@ private:
         if (keys == CTA_S) {
             Impl::ComputePV(frag_o, frag_l, frag_s, typename Impl::SmemIterV{v, lane});
         }
-        else if (keys > 0) {
+        else if (!Impl::kAdjusted && keys > 0) {
             typename Cut::FragHalf half;
             Cut::template Copy<0>(half, frag_s);
             Cut::Half::ComputePV(frag_o, frag_l, half, typename Cut::Half::SmemIterV{v, lane});
@@ -122,7 +141,7 @@ private:
         for (int key = CTA_S - Cut::kKeys; key >= 0; key -= Cut::kKeys) {
             typename Cut::FragHalf half;
             const u32 k_half = k + key * Impl::kRowBytes;
-            if (cut.ComputeQK(half, p, query, iter_q, k_half, key0 + key)) {
+            if (cut.ComputeQK(half, p, iter_q, k_half, key0 + key)) {
                 Cut::Half::MoveReference(half, frag_o, start, frag_l, p.qk_scale);
                 Cut::Half::ComputePV(frag_o, frag_l, half, typename Cut::Half::SmemIterV{k_half + kTileBytes, cut.lane});
             }

@@ -26,10 +26,3 @@ DEVICE float rcp(float x)
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(d) : "f"(x));
     return d;
 }
-
-// tanh from ex2 and rcp: 1e-7 absolute, where tanh.approx has 5e-4; by its series near 0, where that would not be small beside the result.
-DEVICE float tanh_ex2(float x)
-{
-    const float y = x * x;
-    return fabsf(x) < 0.0625f ? x * fmaf(y, fmaf(y, 0.1333333333f, -0.3333333333f), 1.f) : 1.f - 2.f * rcp(1.f + ex2(x * 2.885390082f));
-}

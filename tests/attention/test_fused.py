@@ -56,7 +56,16 @@ class Step:
 def small() -> list[Step]:
     """Each kernel of sm_80 once."""
     return [
-        Step(s.name, (1, 17, 34), s.heads or 0, 1, s.head_dim, dtype=s.dtype, kv_dtype=s.kv_dtype if s.quantised else None)
+        Step(
+            s.name,
+            (1, 17, 34),
+            s.heads or 0,
+            1,
+            s.head_dim,
+            dtype=s.dtype,
+            kv_dtype=s.kv_dtype if s.quantised else None,
+            keywords={"softcap": 20.0} if s.general else {},
+        )
         for s in shipped(["sm_80"], ops=["decode"])
         if s.fused
     ]
@@ -160,7 +169,7 @@ def test_small_steps_run_every_fused_kernel() -> None:
     for s in fused:
         layout = pa.BlockLayout(1, s.head_dim, 16, 1, s.dtype, str(s.kv_dtype) if s.quantised else None)
         batch = pa.Batch([[0]], [1], [1], unshared=True, device=INTERPRETER)
-        assert dispatch.plan_decode(where, layout, s.heads or 0, batch, 0, fused=True)[0] == s
+        assert dispatch.plan_decode(where, layout, s.heads or 0, batch, 0, adjusted=s.general, fused=True)[0] == s
 
 
 def test_rows_that_another_sequence_reads_take_two_launches() -> None:

@@ -19,12 +19,10 @@ try:
     HERE = [t for t in TARGETS if arch.parse(t) in nvrtc.archs()]
 except UnsupportedError:  # no compiler: the tests are skipped, target by target
     HERE = []
-# Variants of prefill differ from it in few lines: they are compiled for one target of each generation of tensor cores only.
+# Variants differ from prefill and plain decode in few lines: they are compiled for one target of each generation of tensor cores only.
 VARIANT_TARGETS = ("sm_70", "sm_80")
 SPECS = [
-    s
-    for s in shipped(HERE)
-    if (s.op != "varlen" and not s.adjusted) or (s.arch in VARIANT_TARGETS and not (s.op == "varlen" and s.adjusted))
+    s for s in shipped(HERE) if (s.op != "varlen" and not s.general) or (s.arch in VARIANT_TARGETS and not (s.op == "varlen" and s.general))
 ]
 # CUDA C++ Programming Guide, technical specifications per compute capability.
 # A multiprocessor has four partitions, to which warps are dealt out.

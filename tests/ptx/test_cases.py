@@ -80,8 +80,11 @@ def specs() -> list[Case]:
                 common = {"head_dim": dim, "dtype": dtype, "kv_dtype": kv_dtype, "block_len": 16, "num_kv_heads": 1, "append": True}
                 for pack in spec.decode_heads(dim, kv_dtype or dtype):
                     heads = {8: 4, 16: 11}[pack]
-                    cases.append(Case(f"flat-h{pack}-{name}", why, DECODE, num_heads=heads, **common))
-                    cases.append(Case(f"cut-h{pack}-{name}", why, DECODE, num_heads=heads, keywords={"num_splits": 3}, **common))
+                    for splits, cuts in (("flat", {}), ("cut", {"num_splits": 3})):
+                        kind = {"num_heads": heads, **common}
+                        cases.append(Case(f"{splits}-h{pack}-{name}", why, DECODE, keywords=cuts, **kind))
+                        capped = {"softcap": 20.0, **cuts}
+                        cases.append(Case(f"{splits}-h{pack}-{name}-general", why, DECODE[1:5], keywords=capped, **kind))
                 cases.append(Case(f"prefill-{name}", why, PREFILL, num_heads=2, **common))
     return cases
 
@@ -140,10 +143,7 @@ SM70_OPTIONS = (
 
 def sm70_decode() -> list[tuple[Case, str]]:
     """A case for every decode kernel of sm_70 and sm_75; of a cut's only those of head_dim 128, as the main loop is that of a flat list."""
-    wanted = [
-        f"{s.splits}-h{s.heads}-d{s.head_dim}-float16{'-' + str(s.kv_dtype) if s.quantised else ''}"
-        for s in shipped(["sm_75"], ops=["decode"])
-    ]
+    wanted = [_decode_id(s) for s in shipped(["sm_75"], ops=["decode"])]
     cases = {c.id: c for c in specs()}
     return [
         (cases[name], target)
@@ -151,6 +151,14 @@ def sm70_decode() -> list[tuple[Case, str]]:
         for name in wanted
         if (name.startswith("flat") or "-d128-" in name) and int(name.split("-h")[1].split("-")[0]) in _packs(cases[name], target)
     ]
+
+
+def _rows_of(s: spec.KernelSpec) -> str:
+    return f"d{s.head_dim}-{s.dtype}{'-' + str(s.kv_dtype) if s.quantised else ''}"
+
+
+def _decode_id(s: spec.KernelSpec) -> str:
+    return f"{s.splits}-h{s.heads}-{_rows_of(s)}{'-general' if s.general else ''}"
 
 
 def _packs(case: Case, target: str) -> tuple[int, ...]:
@@ -297,12 +305,10 @@ def test_every_shipped_spec_is_run() -> None:
     """What the tests above name is what dispatch would take, for each of the shipped kernels."""
     ids = {c.id for c in specs()}
     for s in shipped(["sm_80"]):
-        name = f"d{s.head_dim}-{s.dtype}{'-' + str(s.kv_dtype) if s.quantised else ''}"
         if s.op == "decode" and not s.fused:  # else tests/attention/test_fused.py's
-            assert f"{s.splits}-h{s.heads}-{name}" in ids
+            assert _decode_id(s) in ids
         elif s.op == "prefill":
-            assert f"prefill-{name}" in ids
+            assert f"prefill-{_rows_of(s)}" in ids
     run = {(c.id, target) for c, target in sm70_decode()}
     for s in shipped(SM70_TARGETS, ops=["decode"]):
-        name = f"{s.splits}-h{s.heads}-d{s.head_dim}-{s.dtype}{'-' + str(s.kv_dtype) if s.quantised else ''}"
-        assert s.splits == "cut" or (name, s.arch) in run
+        assert s.splits == "cut" or (_decode_id(s), s.arch) in run

@@ -66,6 +66,8 @@ def test_the_old_source_for_a_new_target_has_the_tiles_of_the_old(op: str, mma: 
         ({"fused": True, "splits": "cut"}, pa.ArgumentError, "`fused` must be False but for decode with splits 'flat' of family 'sm80'"),
         ({"fused": True, "arch": "sm_75"}, pa.ArgumentError, "`fused` must be False but for"),
         ({"fused": True, "op": "append"}, pa.ArgumentError, "`fused` must be False but for"),
+        ({"general": True, "op": "append"}, pa.ArgumentError, "`general` means nothing for op 'append'; got True"),
+        ({"general": "no"}, pa.ArgumentError, "`general` must be True or False; got 'no'"),
         ({"fused": 1}, pa.ArgumentError, "`fused` must be True or False; got 1"),
         ({"arch": "sm_60"}, pa.UnsupportedError, "sm_60 is not a target of this version; the nearest is sm_70"),
     ],

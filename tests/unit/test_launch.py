@@ -23,6 +23,7 @@ KERNELS = [
     ),
     KernelSpec(op="decode", head_dim=64, arch="sm_90", fused=True),
     KernelSpec(op="decode", head_dim=64, arch="sm_90", splits="cut"),
+    KernelSpec(op="decode", head_dim=64, arch="sm_90", general=True),
     KernelSpec(op="varlen", head_dim=64, arch="sm_90"),
     KernelSpec(op="merge", head_dim=64, arch="sm_90"),
     KernelSpec(op="decode", head_dim=64, arch="sm_90", family="sm70"),

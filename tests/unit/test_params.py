@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from pagedattn import params
+import pagedattn as pa
+from pagedattn import arch, dispatch, params, render
+from pagedattn.problem import Extras, Problem
 
 LARGEST = 2**31 - 1
 
@@ -24,3 +30,34 @@ def test_a_factor_and_a_shift_divide_exactly(divisors: list[int]) -> None:
         x = x[(x >= 0) & (x <= LARGEST)].astype(np.uint64)
         high = 2 * x * np.uint64(factor) >> np.uint64(32)  # __umulhi(2 * x, factor): below 2**64
         np.testing.assert_array_equal(high >> np.uint64(shift), x // np.uint64(d), f"divided by {d}")
+
+
+@pytest.mark.parametrize("cuts", [0, 3, -512])
+@pytest.mark.parametrize(
+    ("changes", "general"),
+    [
+        ({}, False),
+        ({"window_size": 7}, False),
+        ({"softcap": 20.0}, True),
+        ({"extras": Extras(alibi_slopes=np.zeros(8, np.float32))}, True),
+        ({"cp": pa.ContextParallel(0, 2)}, True),
+        ({"cp": pa.ContextParallel(0, 1)}, False),
+        ({"num_heads": 16}, False),
+        ({"num_heads": 17}, True),
+    ],
+)
+def test_plain_kernels_are_launched_for_what_they_take_for_granted(changes: dict[str, Any], general: bool, cuts: int) -> None:
+    """They have the values of some parameters in their code, and would not notice others."""
+    fields: dict[str, Any] = {"num_heads": 8, **changes}
+    q = np.broadcast_to(np.float16(0), (1, fields.pop("num_heads"), 64))
+    batch = pa.Batch([[0] * 20], [1], [300], device="cpu")
+    target: Any = SimpleNamespace(arch=arch.parse("sm_90"), source=arch.parse("sm_90"), sm_count=132, model="", address=lambda x: 0)
+    problem = Problem("attention", pa.BlockLayout(1, 64), None, 0, batch, q=q, out=q, num_splits=cuts, **fields)
+    (launch,) = dispatch.select(problem, target)
+    assert launch.spec.general == general
+    (line,) = re.findall(r"struct Params: AttentionParams \{.*\n    static constexpr int (.*);", render.render(launch.spec)) or [""]
+    granted = dict(part.split(" = ") for part in line.split(", ") if part)
+    assert bool(granted) == (not general)
+    packed = np.frombuffer(launch.params, params.dtype())
+    for name, value in granted.items():
+        assert packed[name][0] == int(value), name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,7 +80,7 @@ def test_it_serves_every_kernel_of_its_key(home: Path) -> None:
     decode = [s for s in dispatch.specs_of(pa.BlockLayout(2, 64), 8, *[arch.parse(TARGET)] * 2, GPU) if s.op == "decode"]
     assert {s.warps for s in decode if s.splits == "flat"} == {7}
     cut = KernelSpec("decode", head_dim=64, arch=TARGET, splits="cut")
-    assert [s for s in decode if s.splits == "cut"] == [cut], "the order of its sums would change"
+    assert [s for s in decode if s.splits == "cut"] == [cut, replace(cut, general=True)], "the order of its sums would change"
     for op in TILED:
         spec = dispatch.spec_for(op, "bfloat16", "bfloat16", 64, TARGET, TARGET, model=GPU)
         assert spec == KernelSpec(op, "bfloat16", head_dim=64, arch=TARGET), "16-bit prefill was not tuned"

@@ -42,12 +42,13 @@ def kinds(dim: int, source: arch.Arch) -> Iterator[tuple[str, str | None, dict[s
 
     "flat" keeps pieces in shared memory, and so takes other rows than "cut".
     """
-    for adjusted in (False, True):
-        yield "varlen", None, {"adjusted": adjusted}
-        yield from (("prefill", kv_dtype, {"adjusted": adjusted}) for kv_dtype in KV_DTYPES)
+    for general in (False, True):
+        yield "varlen", None, {"general": general}
+        yield from (("prefill", kv_dtype, {"general": general}) for kv_dtype in KV_DTYPES)
     for kv_dtype in KV_DTYPES:
         for heads in decode_heads(dim, kv_dtype or "float16", source.mma):
-            yield from (("decode", kv_dtype, {"heads": heads, "splits": splits}) for splits in SPLITS)
+            for general in (False, True):
+                yield from (("decode", kv_dtype, {"heads": heads, "splits": splits, "general": general}) for splits in SPLITS)
 
 
 @cache
