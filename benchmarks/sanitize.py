@@ -51,8 +51,10 @@ def once(device: str, dtype: str, kv_dtype: str | None, head_dim: int, block_len
     ):
         pa.paged_attention(q, cache, batch, return_lse=True, **keywords)
     merged, _ = pa.merge([out, out], [lse, lse])
-    step = cache.extend(sequences, [1] * len(sequences))  # decode writes the new rows itself, where it can
-    pa.paged_attention(normal(len(sequences), num_heads), cache, step, k=normal(len(sequences), 2), v=normal(len(sequences), 2))
+    for softcap in (None, 20.0):
+        step = cache.extend(sequences, [1] * len(sequences))  # decode writes the new rows itself, where it can
+        k, v = normal(len(sequences), 2), normal(len(sequences), 2)
+        pa.paged_attention(normal(len(sequences), num_heads), cache, step, k=k, v=v, softcap=softcap)
     pa.gather(cache, step)
     assert bool(cp.isfinite(merged.astype(cp.float32)).all())
     assert np.allclose(cp.asnumpy(merged.astype(cp.float32)), cp.asnumpy(out.astype(cp.float32)), atol=1e-2)

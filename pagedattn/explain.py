@@ -78,9 +78,10 @@ def explain(q: Any, cache: KVCache, batch: Batch, **keywords: Any) -> Explanatio
     """The kernels, tiles, splits and grid that `paged_attention` would use for these arguments, and why.
 
     Nothing is compiled or launched, and nothing written. The arguments are checked as the call checks them; keywords are the call's. With a
-    `mask`, prefill takes every sequence; with that, `softcap` or `alibi_slopes` it has kernels of its own. Rows of `k` and `v`, and queries
-    that `rope`, `q_bias` or `logn_max_position` change, take a launch of append first, but where decode writes the rows itself. A tile is
-    a row of the shipped tuning table, or of the file that `pagedattn tune` has left for GPUs of this name.
+    `mask`, prefill takes every sequence. "general" kernels are for masks, `softcap` and `alibi_slopes`, and in decode for `cp` and several
+    packs of heads, too. Rows of `k` and `v`, and queries that `rope`, `q_bias` or `logn_max_position` change, take a launch of append
+    first, but where decode writes the rows itself. A tile is a row of the shipped tuning table, or of the file that `pagedattn tune` has
+    left for GPUs of this name.
 
     Raises
     ------

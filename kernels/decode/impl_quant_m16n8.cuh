@@ -187,29 +187,23 @@ struct DecodeQuantImpl {
         u32 param[kLaneKeys], mine[1];
         ld_shared(param, slot + kParamOffset + g * kLaneKeys * 4);
         ld_shared(mine, value_param(slot, 4 * g + t));
-        if (from > 0 || to < CTA_S || p.adjust) {  // rare
-            if (p.adjust) {
-                Scale(frag_s, state, query, param, 1.f, 0.f);
-                Softmax::Adjust(frag_s, p, Pack(p, place.slot).first_head<kHeads>(p), place, to, g, t);
+        Scale(frag_s, state, query, param, p.adjust ? 1.f : p.qk_scale, !p.adjust);
+        if (p.adjust) {
+            Softmax::Adjust(frag_s, p, Pack(p, place.slot).first_head<kHeads>(p), place, to, g, t);
 #pragma unroll
-                for (int m = 0; m < kKeyTiles; ++m) {
+            for (int m = 0; m < kKeyTiles; ++m) {
 #pragma unroll
-                    for (int n = 0; n < kHeadTiles; ++n) {
+                for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
-                        for (int i = 0; i < 4; ++i) {
-                            frag_s[m][n][i] = fmaf(frag_s[m][n][i], p.qk_scale, -state.frag_m[n][i & 1]);
-                        }
+                    for (int i = 0; i < 4; ++i) {
+                        frag_s[m][n][i] = fmaf(frag_s[m][n][i], p.qk_scale, -state.frag_m[n][i & 1]);
                     }
                 }
             }
-            else {
-                Scale(frag_s, state, query, param, p.qk_scale, 1.f);
-            }
+        }
+        if (from > 0 || to < CTA_S) {  // rare
             Softmax::Mask(frag_s, from, to, g);
             ClearValueParam(slot, mine[0], 4 * g + t, from, to);
-        }
-        else {
-            Scale(frag_s, state, query, param, p.qk_scale, 1.f);
         }
         // P is multiplied by V's scale in T: 2^8 * 2^6 stays a float16; above that the reference is put 12 binary orders higher.
         constexpr float kLargeScale = 64.f, kLower = 12.f;
@@ -313,7 +307,7 @@ private:
 
     // s = (code score * scale + zero * sum(q)) * factor - m * relative
     static DEVICE void Scale(FragS& frag_s, const State& state, const Query& query, const u32 (&param)[kLaneKeys], float factor,
-                             float relative)
+                             bool relative)
     {
         float sum[kHeadTiles][2], reference[kHeadTiles][2];
 #pragma unroll
@@ -321,7 +315,7 @@ private:
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 sum[n][e] = query.sum[n][e] * factor;
-                reference[n][e] = relative == 0.f ? 0.f : -state.frag_m[n][e];
+                reference[n][e] = relative ? -state.frag_m[n][e] : 0.f;
             }
         }
 #pragma unroll

@@ -53,13 +53,13 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
         const SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
 
         const int whole_end = query.common_keys / CTA_S, whole_begin = (query.common_first_key + CTA_S - 1) / CTA_S;
-        int until = max(last_tile, whole_end);
+        int until = Impl::kAdjusted ? last_tile : max(last_tile, whole_end);  // adjusting is too much code to have it twice
 #pragma unroll 1
         for (bool front = false;; front = true, until = last_tile) {  // one body serves the cut tiles of both ends
             for (; tile >= until; --tile) {
                 Turn<true>(p, query, source, start, frag_l, iter_q, place, tile, tile > last_tile);
             }
-            if (front) {
+            if (front || Impl::kAdjusted) {
                 break;
             }
             for (const int whole_last = max(last_tile, whole_begin); tile >= whole_last; --tile) {
