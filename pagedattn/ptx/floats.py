@@ -29,6 +29,16 @@ def ftz(x: Array) -> Array:
     return np.where(np.abs(x) < _TINY, np.copysign(np.float32(0), x), x)
 
 
+def fmin(a: Array, b: Array) -> Array:
+    """The lesser number; -0 is less than 0."""
+    return np.where(a == b, np.where(np.signbit(a), a, b), np.fmin(a, b))
+
+
+def fmax(a: Array, b: Array) -> Array:
+    """The greater number; 0 is greater than -0."""
+    return np.where(a == b, np.where(np.signbit(a), b, a), np.fmax(a, b))
+
+
 def sat(x: Array) -> Array:
     """Into [0, 1]; NaN to 0."""
     zero, one = x.dtype.type(0), x.dtype.type(1)
@@ -156,7 +166,7 @@ def arithmetic16(op: str, kind: str, operands: list[Array], saturate: bool = Fal
     if op == "fma":
         result = odd_sum(*np.broadcast_arrays(a * b, values[2]))
     elif op in ("min", "max"):
-        result = (np.fmin if op == "min" else np.fmax)(a, b)
+        result = (fmin if op == "min" else fmax)(a, b)
     else:
         result = a * b if op == "mul" else odd_sum(*np.broadcast_arrays(a, b if op == "add" else -b))
     if saturate:

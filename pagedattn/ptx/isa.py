@@ -110,8 +110,6 @@ class Coder:
                     "where",
                     "minimum",
                     "maximum",
-                    "fmin",
-                    "fmax",
                     "sqrt",
                     "signbit",
                     "abs",
@@ -219,6 +217,8 @@ def exp2_wide(x: Any) -> Any:
 
 
 _FLOATS = (
+    "fmin",
+    "fmax",
     "ftz",
     "sat",
     "fma",

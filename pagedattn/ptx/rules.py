@@ -93,7 +93,8 @@ def _min(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:
         return c.put(o[0], f"{op[0]}imum({a}, {b})", kind)
     if "ftz" in mods:
         a, b = f"ftz({a})", f"ftz({b})"
-    return c.put(o[0], f"{op[0] + 'imum' if 'NaN' in mods else 'f' + op[0]}({a}, {b})", kind)
+    text = f"f{op[0]}({a}, {b})"
+    return c.put(o[0], f"where(isnan({a}) | isnan({b}), {a} + {b}, {text})" if "NaN" in mods else text, kind)
 
 
 def _divide(c: Coder, op: tuple[str, ...], o: list[Operand]) -> str:

@@ -137,6 +137,8 @@ def _masks() -> Iterator[Case]:
     yield Case("full-window7", "a window cuts the past only", MIXED, keywords={"causal": False, "window_size": 7})
     for cap in (1.0, 30.0):
         yield Case(f"softcap{cap:g}", "tanh near its limits, and near the identity", MIXED, keywords={"softcap": cap})
+    for cap in (1e-3, 1e6):
+        yield Case(f"softcap{cap:g}", "a cap that leaves of scores their signs, or all", MIXED, keywords={"softcap": cap}, head_dim=64)
     yield Case("sinks", "a logit that joins the sum only", MIXED, sinks=True)
     yield Case("sinks-window1", "a sink beside a single key", MIXED, sinks=True, keywords={"window_size": 1})
     together = {"softcap": 20.0, "window_size": 64, "softmax_scale": 0.2}

@@ -13,8 +13,6 @@ from tests.attention.cases import BLOCK_LENS, HEAD_DIMS, MIXED, PREFILL, Case, L
 from tests.attention.rows import mixture
 from tests.attention.world import NAN_BYTE, scattered, shape_of
 
-DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.cuda))
-
 CASES = [
     *(
         Case(f"d{d}-block{b}", "rows of every width, in blocks of every length", MIXED, head_dim=d, block_len=b)
@@ -37,14 +35,29 @@ CASES += [
         *(Case(f"d{d}-bf16", "lanes that idle, in the other type", MIXED, head_dim=d, dtype="bfloat16") for d in (128, 192, 256)),
     )
 ]
+# The kernels' quantiser on rows of every kind
+ODD = [
+    Case(f"odd-d{dim}-{dtype}-{kv_dtype}", why, ((15, 40),), head_dim=dim, dtype=dtype, kv_dtype=kv_dtype)
+    for dim, why in ((96, "lanes that idle"), (256, "a row is a warp's"))
+    for dtype in ("float16", "bfloat16")
+    for kv_dtype in ("int8", "int4")
+]
 
 
 def layer_of(case: Case) -> int:
     return case.num_layers // 2
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+ROWS = [
+    *((case, device) for case in CASES for device in ("cpu", "cuda")),
+    *((case, f"interpreter:{target}") for case in ODD for target in ("sm_80", *(("sm_70",) if case.dtype == "float16" else ()))),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "device"),
+    [pytest.param(*row, id=f"{row[0].id}-{row[1]}", marks=[pytest.mark.cuda] if row[1] == "cuda" else []) for row in ROWS],
+)
 def test_append_then_gather(case: Case, device: str) -> None:
     rng = np.random.default_rng(7)
     shape, layer = shape_of(case), layer_of(case)

@@ -73,13 +73,14 @@ def bounds(
     largest_value : float
         Largest abs(v).
     softcap : float, optional
-        Its tanh is granted a few units in the last place, which the cap multiplies.
+        Its tanh is granted a few units in the last place, which the cap multiplies; where every score is below a 16th of it, those of 16
+        times the largest score.
     shift : float or array (num_queries, num_heads)
         What scores may be off by besides.
     """
     unit = UNIT[dtype]
     head_dim = result.out.shape[-1]
-    score = (_sum(head_dim) + FLOAT32) * result.largest + (4 * FLOAT32 * softcap if softcap else 0.0) + shift
+    score = (_sum(head_dim) + FLOAT32) * result.largest + _capped(softcap, result.largest) + shift
     rounded = unit * np.minimum(INDEPENDENT * result.spread, result.mass)
     subnormal = INDEPENDENT * np.sqrt(num_keys) * SUBNORMAL[dtype] * largest_value
     summed = (2 * score + _sum(num_keys) + FEW_STEPS)[..., None] * result.mass
@@ -133,7 +134,7 @@ def bounds_of_codes(
     scale, reach = (x.max(axis=0, initial=0.0)[kv_head] for x in (k_params[..., 0], k_reach))
     biased = MAGIC[dtype] * scale * (np.abs(q.sum(axis=-1)) + 2 * np.sqrt((q**2).sum(axis=-1)))
     plain = 3 * reach * np.abs(q).sum(axis=-1)  # codes and zeros before they cancel
-    truncated = _sum(head_dim) * softmax_scale * (biased + plain) + (4 * FLOAT32 * softcap if softcap else 0.0) + shift
+    truncated = _sum(head_dim) * softmax_scale * (biased + plain) + _capped(softcap, result.largest) + shift
     products = np.stack([(q[:, h] ** 2 @ k[:, g].T ** 2).max(axis=1, initial=0.0) for h, g in enumerate(kv_head)], axis=1)
     rounded_k = unit * softmax_scale * np.sqrt(products)
     moved = result.spread + np.abs(result.out) * focus
@@ -178,6 +179,10 @@ def worst(found: Array, expected: Array, bound: Array) -> tuple[float, tuple[int
     ratio[finite != np.isfinite(found)] = np.inf
     index = np.unravel_index(int(ratio.argmax()), ratio.shape)
     return float(ratio[index]), tuple(int(i) for i in index)
+
+
+def _capped(softcap: float | None, largest: Array) -> Array | float:
+    return 4 * FLOAT32 * np.minimum(softcap, 16 * largest) if softcap else 0.0
 
 
 def _sum(terms: int) -> float:

@@ -22,6 +22,8 @@ OPTIONS = (
     "full",
     "full-window7",
     "softcap1",
+    "softcap0.001",
+    "softcap1e+06",
     "sinks",
     "sinks-window1",
     "scale",
@@ -129,12 +131,15 @@ SM70_OPTIONS = (
     "full-prefill",
     "window64",
     "softcap1",
+    "softcap1e+06",
     "sinks-window1",
     "mixed-d96-block16",
     "mixed-d192-block16",
     "mixed-no-lse",
     "prefill-group3",
     "prefill-ramp60",
+    "alibi-softcap",
+    "mask-window",
     "layers",
     "out-strided",
     "fused",
@@ -177,6 +182,7 @@ def test_sm70_decode(case: Case, target: str) -> None:
 SM70_DECODE_OPTIONS = (
     "window7",
     "softcap1",
+    "softcap1e+06",
     "softcap1-int8",
     "sinks-window1",
     "scale-int4",
@@ -234,15 +240,18 @@ def test_prefill_in_parts(target: str, keywords: dict[str, int]) -> None:
     assert counts.ctas >= 2 * len(case.lengths)  # both heads of a sequence share its only tile
 
 
-@pytest.mark.parametrize(("dim", "kv_dtype"), [(64, None), (64, "int8"), (128, None)])
-def test_scores_far_below_zero(dim: int, kv_dtype: str | None) -> None:
-    """The half of a cut tile in which there are no keys must not count as scores of 0."""
-    tokens, v = 20, np.random.default_rng(0).standard_normal((20, 1, dim)).astype(np.float16)
+@pytest.mark.parametrize(
+    ("dim", "kv_dtype", "tokens", "softcap"),
+    [(64, None, 20, None), (64, "int8", 20, None), (128, None, 20, None), (64, None, 100, 1e6), (128, "int8", 100, 1e6)],
+)
+def test_scores_far_below_zero(dim: int, kv_dtype: str | None, tokens: int, softcap: float | None) -> None:
+    """The half of a cut tile in which a warp's rows keep no key must not count as scores of 0; nor a tile, where scores are adjusted."""
+    v = np.random.default_rng(0).standard_normal((tokens, 1, dim)).astype(np.float16)
     cache = pa.KVCache(2, num_kv_heads=1, head_dim=dim, kv_dtype=kv_dtype, device="interpreter")
     batch = cache.extend([cache.new_sequence()], [tokens])
     q = np.full((tokens, 1, dim), 8, np.float16)
     out, lse = pa.paged_attention(
-        cache.device.asarray(q), cache, batch, k=cache.device.asarray(-q), v=cache.device.asarray(v), return_lse=True
+        cache.device.asarray(q), cache, batch, k=cache.device.asarray(-q), v=cache.device.asarray(v), softcap=softcap, return_lse=True
     )
     seen = np.arange(1, tokens + 1)[:, None]
     np.testing.assert_allclose(lse, np.log(seen) - 64 * dim**0.5, atol=1e-3)

@@ -225,6 +225,16 @@ def test_special_values() -> None:
     assert differ == [1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("kind", ["f32", "NaN.f32", "f16x2", "bf16x2"])
+def test_zeros_have_an_order(kind: str) -> None:
+    """-0 is less than 0, whichever comes first."""
+    minus = 0x80008000 if kind.endswith("x2") else 0x80000000
+    a, b = (np.resize(np.array(x, np.uint32), LANES) for x in ([0, minus, 0, minus], [minus, 0, 0, minus]))
+    least, largest = (x[:4].tolist() for x in interpret(f"min.{kind} out0, in0, in1; max.{kind} out1, in0, in1;", [a, b], ["b32"] * 2))
+    assert least == [minus, minus, 0, minus]
+    assert largest == [0, 0, 0, minus]
+
+
 @pytest.mark.parametrize(("kind", "bits", "least", "largest"), [("f16", 11, -24, 65504.0), ("bf16", 8, -133, 3.3895313892515355e38)])
 @pytest.mark.parametrize("mode", ["rn", "rz"])
 def test_16_bit_conversions(kind: str, bits: int, least: int, largest: float, mode: str) -> None:

@@ -327,11 +327,18 @@ def test_a_trial_runs_the_kernels_and_knows_right_from_wrong(tmp_path: Path, mon
     trial = trials.Trial(device, key, 2, (Shape(2, 1 if key.op == "decode" else 9, 80),))
     spec = trials.variants(key, TARGET, tile)[0]
     assert trials.load([spec], device, Store()) == ""
-    assert trial.wrong(tile, thorough=key.op == "decode") == ""
+    whole, called = pa.paged_attention, set()
+
+    def noted(q: Any, *rest: Any, **keywords: Any) -> Any:
+        called.update({n for n in ("k", "softcap", "num_splits") if keywords.get(n) is not None} or {"plain"})
+        return whole(q, *rest, **keywords)
+
+    monkeypatch.setattr(trials, "paged_attention", noted)
+    assert trial.wrong(tile, thorough=True) == ""
+    assert called == {"plain", "k", "softcap"} | ({"num_splits"} if key.op == "decode" else set())
     (seconds,) = trial.seconds(tile)
     assert seconds > 0
     assert spec.name in {entry.name for entry in Store().entries()}, "the candidate ran, and not the shipped row"
-    whole = pa.paged_attention
 
     def spoiled(q: Any, *rest: Any, **keywords: Any) -> Any:
         out = whole(q, *rest, **keywords)
