@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from pagedattn.errors import ArgumentError
-from pagedattn.params import STRUCT_BYTES
+from pagedattn.params import STRUCT_BYTES, AttentionParams
 from pagedattn.values import whole
 
 if TYPE_CHECKING:
@@ -80,7 +82,8 @@ class Kernel:
     origin: str
 
     def __call__(self, params: Any, grid: int, stream: Any = None) -> None:
-        """Launch it on the current GPU: the level below every operation. Nothing is checked but the struct's size.
+        """Launch it on the current GPU: the level below every operation. Nothing is checked but the struct's size, and that a decode kernel
+        which is not general is not asked for what it leaves out.
 
         Parameters
         ----------
@@ -94,13 +97,20 @@ class Kernel:
         Raises
         ------
         ArgumentError
-            A struct of another size, or a grid below 1.
+            A struct of another size, one that asks for what `spec.granted` rules out, or a grid below 1.
         DeviceFault
             The driver refuses the launch.
         """
         packed = bytes(params) if isinstance(params, (bytes, bytearray, memoryview)) else params.tobytes()
         if len(packed) != STRUCT_BYTES:
             raise ArgumentError(f"`params` must be one AttentionParams, {STRUCT_BYTES} bytes; got {len(packed)}.")
+        asked = np.frombuffer(packed, AttentionParams)[0]
+        for name, value in self.spec.granted.items():
+            if asked[name] > value:  # 0 is as good as 1
+                raise ArgumentError(
+                    f"`params` of {self.name} must have {name} {value}, which its code takes for granted; got {asked[name]}. Compile its "
+                    "spec with general=True and fused=False."
+                )
         if not 1 <= (whole(grid) or 0) < 2**31:
             raise ArgumentError(f"`grid` must be a positive integer below 2**31; got {grid!r}.")
         Kernel.launcher(self, packed, int(grid), stream)

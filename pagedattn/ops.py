@@ -73,7 +73,8 @@ def paged_attention(
     causal : bool
         Keys after the query's position do not count.
     window_size : int, optional
-        Only keys p - window_size + 1 .. p count for a query at p (and later ones where `causal` is False).
+        Only keys p - window_size + 1 .. p count for a query at p (and later ones where `causal` is False). Values up to 63 keys before them
+        may be read and multiplied by 0: they must not be infinite or NaN.
     softcap : float, optional
         Scores s become softcap * tanh(s / softcap).
     alibi_slopes : array (num_heads) float32, optional

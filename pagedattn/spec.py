@@ -252,6 +252,17 @@ class KernelSpec(Footprint):
         return "_".join([*parts, self.arch.replace("_", "")])
 
     @property
+    def granted(self) -> dict[str, int]:
+        """Decode that is not general: parameters that have these values in the code, and are not read.
+
+        >>> KernelSpec("decode").granted, KernelSpec("decode", general=True).granted
+        ({'head_packs': 1, 'cp_size': 1, 'cp_rank': 0, 'adjust': 0}, {})
+        """
+        if self.op != "decode" or (self.general and not self.fused):
+            return {}
+        return {"head_packs": 1, "cp_size": 1, "cp_rank": 0} | ({} if self.general else {"adjust": 0})
+
+    @property
     def template(self) -> str:
         """The template that renders it."""
         return f"{'prefill' if self.op in TILED else self.op}.cu.j2"

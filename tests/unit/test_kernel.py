@@ -1,11 +1,16 @@
-"""Kernel: what is read from ptxas's report, and how it shows itself."""
+"""Kernel: what is read from ptxas's report, how it shows itself, and which structs it refuses."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
+from pagedattn.errors import ArgumentError
 from pagedattn.kernel import Kernel, Usage, usage
 from pagedattn.nvrtc import Compiled
+from pagedattn.params import AttentionParams
 from pagedattn.spec import KernelSpec
 
 ONE = """ptxas info    : 81 bytes gmem, 168 bytes cmem[4]
@@ -46,3 +51,32 @@ def test_kernel() -> None:
     shown = kernel._repr_html_()
     assert f"<code>{spec.name}</code>" in shown
     assert "0.25 s (store)" in shown
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked", "text"),
+    [
+        ({}, {"adjust": 1}, "must have adjust 0, .*; got 1. Compile its spec with general=True and fused=False"),
+        ({}, {"head_packs": 2}, "must have head_packs 1, .*; got 2"),
+        ({"splits": "cut"}, {"head_packs": 1, "cp_size": 4}, "must have cp_size 1, .*; got 4"),
+        ({"general": True, "fused": True}, {"adjust": 1, "cp_size": 4}, "must have cp_size 1, .*; got 4"),
+        ({"general": True}, {"adjust": 1, "head_packs": 2, "cp_size": 4}, ""),
+        ({}, {"head_packs": 1, "cp_size": 1, "window_size": 7}, ""),
+        ({}, {}, ""),
+    ],
+)
+def test_a_struct_that_asks_for_more_than_the_code_has_is_refused(
+    fields: dict[str, Any], asked: dict[str, int], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[bytes] = []
+    monkeypatch.setattr(Kernel, "launcher", staticmethod(lambda kernel, packed, grid, stream: launched.append(packed)))
+    kernel = Kernel(KernelSpec(op="decode", **fields), "", Compiled(b"", b"", "", 0.0), "memory")
+    params = np.zeros((), AttentionParams)
+    for name, value in asked.items():
+        params[name] = value
+    if text:
+        with pytest.raises(ArgumentError, match=text):
+            kernel(params, 1)
+    else:
+        kernel(params, 1)
+    assert launched == ([] if text else [params.tobytes()])

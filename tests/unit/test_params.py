@@ -55,9 +55,10 @@ def test_plain_kernels_are_launched_for_what_they_take_for_granted(changes: dict
     problem = Problem("attention", pa.BlockLayout(1, 64), None, 0, batch, q=q, out=q, num_splits=cuts, **fields)
     (launch,) = dispatch.select(problem, target)
     assert launch.spec.general == general
-    (line,) = re.findall(r"struct Params: AttentionParams \{.*\n    static constexpr int (.*);", render.render(launch.spec)) or [""]
-    granted = dict(part.split(" = ") for part in line.split(", ") if part)
+    (body,) = re.findall(r"struct Params: AttentionParams \{\n((?:.*;\n)*)\};", render.render(launch.spec))
+    granted = {name: int(value) for name, value in re.findall(r"static constexpr int (\w+) = (\d+);", body)}
+    assert granted == launch.spec.granted
     assert bool(granted) == (not general)
     packed = np.frombuffer(launch.params, params.dtype())
     for name, value in granted.items():
-        assert packed[name][0] == int(value), name
+        assert packed[name][0] == value, name
