@@ -83,7 +83,8 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
             if (place.entered()) {
                 int heads;
                 const T* const q = query_of(p, place, heads);
-                Impl::LoadQ(query, smem_q, q, heads, p, lane_id / 4, lane_id % 4);
+                const int lane = opaque(lane_id);
+                Impl::LoadQ(query, smem_q, q, heads, p, lane / 4, lane % 4);
             }
             state.Clear();
             place.enter(p);

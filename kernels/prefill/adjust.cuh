@@ -44,21 +44,26 @@ DEVICE void add_alibi(typename Impl::FragS& frag_s, const Params& p, const Tile&
 template<class Impl, class Params, class Tile>
 DEVICE void apply_mask(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int row, int first)
 {
-    const u8* const mask = p.extras.mask + p.extras.mask_starts[query.b];
-    const int last = query.len - 1 - first;  // keys past it are no row's, and have no entry: that of the last one is read, without a branch
+    const u8* kept[Impl::kSlabs][2];
 #pragma unroll
     for (int i = 0; i < Impl::kSlabs; ++i) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const u8* const kept = mask +
-                                   (i64)min(query.token(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep), query.qlen - 1) * query.klen +
-                                   position_of_key(p, first);
+            const int token = min(query.token(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep), query.qlen - 1);
+            kept[i][h] = p.extras.mask + p.extras.mask_starts[query.b] + (i64)token * query.klen + position_of_key(p, first);
+        }
+    }
+    const int keys = query.len - first;  // the others have no entry, and are hidden in any case
 #pragma unroll
-            for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
+    for (int k = 0; k < 4 * Impl::kKeySteps; ++k) {
+        const int key = k / 2 * 8 + k % 2;
+        if (key < keys) {  // without a branch ptxas reads more at once than registers hold
 #pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    float& s = frag_s[i][j][2 * h + e];
-                    s = kept[min(8 * j + e, last) * p.cp_size] ? s : negative_infinity();
+            for (int i = 0; i < Impl::kSlabs; ++i) {
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    float& s = frag_s[i][k / 2][2 * h + k % 2];
+                    s = kept[i][h][key * p.cp_size] ? s : negative_infinity();
                 }
             }
         }

@@ -86,15 +86,15 @@ private:
     static DEVICE int ComputeAdjusted(typename Impl::FragS& frag_s, const Params& p, const QueryTile<kRows>& query,
                                       const typename Impl::SmemIterQ& iter_q, u32 k, int key0, bool whole, int thread)
     {
-        const Cut cut(p, query, thread);
-        if (!whole && !cut.Keeps(p, key0)) {
+        if (!whole && !Cut(p, query, thread).Keeps(p, key0)) {
             Impl::FillScores(frag_s, negative_infinity());
             return 0;
         }
-        Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{k, cut.lane});
-        adjust_scores<Impl>(frag_s, p, query, cut.row, key0, cut.lane);
+        const int lane = thread % kWarpSize;
+        Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{k, lane});
+        adjust_scores<Impl>(frag_s, p, query, first_query_row<Impl::kWarpRows>(thread / kWarpSize), key0, lane);
         if (!whole) {
-            cut.template Mask<Impl>(frag_s, p, key0);
+            Cut(p, query, opaque(thread)).template Mask<Impl>(frag_s, p, key0);  // no register for it meanwhile
         }
         return CTA_S;
     }
