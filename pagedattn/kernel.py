@@ -82,8 +82,8 @@ class Kernel:
     origin: str
 
     def __call__(self, params: Any, grid: int, stream: Any = None) -> None:
-        """Launch it on the current GPU: the level below every operation. Nothing is checked but the struct's size, and that a decode kernel
-        which is not general is not asked for what it leaves out.
+        """Launch it on the current GPU: the level below every operation. Nothing is checked but the struct's size, and that a kernel which
+        is not general is not asked for what it leaves out.
 
         Parameters
         ----------

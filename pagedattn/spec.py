@@ -253,14 +253,14 @@ class KernelSpec(Footprint):
 
     @property
     def granted(self) -> dict[str, int]:
-        """Decode that is not general: parameters that have these values in the code, and are not read.
+        """Parameters that the code of an attention takes these values of for granted, and does not read.
 
-        >>> KernelSpec("decode").granted, KernelSpec("decode", general=True).granted
-        ({'head_packs': 1, 'cp_size': 1, 'cp_rank': 0, 'adjust': 0}, {})
+        >>> KernelSpec("decode").granted, KernelSpec("decode", general=True).granted, KernelSpec("prefill").granted
+        ({'head_packs': 1, 'cp_size': 1, 'cp_rank': 0, 'adjust': 0}, {}, {'adjust': 0})
         """
-        if self.op != "decode" or (self.general and not self.fused):
-            return {}
-        return {"head_packs": 1, "cp_size": 1, "cp_rank": 0} | ({} if self.general else {"adjust": 0})
+        plain = {} if self.general or self.op not in ("decode", *TILED) else {"adjust": 0}
+        narrow = self.op == "decode" and (self.fused or not self.general)
+        return {"head_packs": 1, "cp_size": 1, "cp_rank": 0, **plain} if narrow else plain
 
     @property
     def template(self) -> str:

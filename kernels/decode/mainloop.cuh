@@ -1,4 +1,4 @@
-// What decode's main loops share: where the queries of a segment are.
+// What decode's main loops share: where the queries of a segment are, and how the tile to load moves on.
 #pragma once
 
 #include "decode/cursor.cuh"
@@ -37,5 +37,20 @@ struct DecodeQueries {
         for (int line = lane; line * kLineBytes < heads * Impl::kHeadDim * (int)sizeof(T); line += kWarpSize) {
             prefetch_l1(q + line * kLineBytes);
         }
+    }
+
+    // One tile further, into the next segment behind the last one: its block is looked up before it is loaded, and its queries sent for.
+    template<class CacheIterFactory, class Params, class Place>
+    static DEVICE void LookAhead(const Params& p, Place& ahead, typename CacheIterFactory::Iterator& cache, int end, int lane)
+    {
+        ++ahead.tile;
+        if (ahead.done()) {
+            ahead.leave(p, end);
+            if (!ahead.done()) {
+                cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
+                PrefetchQ(p, ahead, lane);
+            }
+        }
+        cache.SetTile(ahead.first() + ahead.tile, ahead.len);
     }
 };

@@ -60,17 +60,6 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
         PrefetchQ(p, ahead, lane_id);
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
         cache.SetTile(ahead.first() + ahead.tile, ahead.len);
-        auto look_ahead = [&](int lane) {  // one tile further, so that the block index is there when it is needed
-            ++ahead.tile;
-            if (ahead.done()) {
-                ahead.leave(p, end);
-                if (!ahead.done()) {
-                    cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
-                    PrefetchQ(p, ahead, lane);
-                }
-            }
-            cache.SetTile(ahead.first() + ahead.tile, ahead.len);
-        };
         typename GmemIterK::Fragment frag_k;
         if (!ahead.done()) {
             Load(gmem_k, cache, frag_k, lane_id, 0);
@@ -94,7 +83,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
                 typename GmemIterV::Fragment frag_v;
                 Load(gmem_v, cache, frag_v, lane, 0);
                 if constexpr (kAhead) {
-                    look_ahead(lane);
+                    DecodeQueries<Impl>::template LookAhead<CacheIterFactory>(p, ahead, cache, end, lane);
                 }
                 typename Impl::FragS frag_s;
                 typename Impl::FragP frag_p;
@@ -102,7 +91,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
                 __syncwarp();  // V may stand where K stood
                 Save(gmem_v, cache, frag_v, lane);
                 if constexpr (!kAhead) {
-                    look_ahead(lane);
+                    DecodeQueries<Impl>::template LookAhead<CacheIterFactory>(p, ahead, cache, end, lane);
                 }
                 if (!ahead.done()) {
                     Load(gmem_k, cache, frag_k, lane, 0);

@@ -49,15 +49,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
                     gmem_k.template Prefetch<false>(cache, lane, slot, policy);
                     gmem_v.template Prefetch<false>(cache, lane, slot, policy);
                 }
-                ++ahead.tile;
-                if (ahead.done()) {
-                    ahead.leave(p, end);
-                    if (!ahead.done()) {
-                        cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
-                        PrefetchQ(p, ahead, lane);
-                    }
-                }
-                cache.SetTile(ahead.first() + ahead.tile, ahead.len);
+                DecodeQueries<Impl>::template LookAhead<CacheIterFactory>(p, ahead, cache, end, lane);
             }
             cp_async_commit_group();
         };

@@ -60,6 +60,11 @@ def test_kernel() -> None:
         ({}, {"head_packs": 2}, "must have head_packs 1, .*; got 2"),
         ({"splits": "cut"}, {"head_packs": 1, "cp_size": 4}, "must have cp_size 1, .*; got 4"),
         ({"general": True, "fused": True}, {"adjust": 1, "cp_size": 4}, "must have cp_size 1, .*; got 4"),
+        ({"op": "prefill"}, {"adjust": 1}, "must have adjust 0, .*; got 1"),
+        ({"op": "varlen"}, {"adjust": 1}, "must have adjust 0, .*; got 1"),
+        ({"op": "prefill"}, {"head_packs": 3, "cp_size": 4}, ""),
+        ({"op": "prefill", "general": True}, {"adjust": 1}, ""),
+        ({"op": "append"}, {"head_packs": 2, "cp_size": 4}, ""),
         ({"general": True}, {"adjust": 1, "head_packs": 2, "cp_size": 4}, ""),
         ({}, {"head_packs": 1, "cp_size": 1, "window_size": 7}, ""),
         ({}, {}, ""),
@@ -70,7 +75,7 @@ def test_a_struct_that_asks_for_more_than_the_code_has_is_refused(
 ) -> None:
     launched: list[bytes] = []
     monkeypatch.setattr(Kernel, "launcher", staticmethod(lambda kernel, packed, grid, stream: launched.append(packed)))
-    kernel = Kernel(KernelSpec(op="decode", **fields), "", Compiled(b"", b"", "", 0.0), "memory")
+    kernel = Kernel(KernelSpec(**{"op": "decode", **fields}), "", Compiled(b"", b"", "", 0.0), "memory")
     params = np.zeros((), AttentionParams)
     for name, value in asked.items():
         params[name] = value
