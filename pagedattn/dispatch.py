@@ -279,12 +279,15 @@ def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
     splits = problem.num_splits
     room = spec.cut_bytes(grid, segments, places) if splits else places * spec.piece_bytes
     once = problem.batch.disjoint and packs == 1
-    factor, shift = params.divisor(packs)
+    packs_factor, packs_shift = params.divisor(packs)
+    splits_factor, splits_shift = params.divisor(spec.cut_divisor(splits)) if splits else (0, 0)
     packed = params.pack(
         **values,
         head_packs=packs,
-        packs_factor=factor,
-        packs_shift=shift,
+        packs_factor=packs_factor,
+        packs_shift=packs_shift,
+        splits_factor=splits_factor,
+        splits_shift=splits_shift,
         num_splits=splits,
         max_splits=places if splits else 0,
         read_once=once,

@@ -134,6 +134,10 @@ class Footprint:
         """Decode, cut: a warp's workspace, for the parts of groups that it shares with others."""
         return self.group_keys // self.part_keys * self.piece_bytes + (0 if self.shared_sums else self.sum_bytes)
 
+    def cut_divisor(self, num_splits: int) -> int:
+        """Decode, cut: what tiles are divided by, the number of cuts or the tiles of one; `num_splits` as AttentionParams has it."""
+        return num_splits if num_splits > 0 else -num_splits // (self.cta_s or 1)
+
     def group_places(self, num_splits: int, keys: int) -> int:
         """Decode, cut: the most groups of a segment of so many keys; `num_splits` as AttentionParams has it."""
         tile, most = self.cta_s or 1, self.group_keys // (self.cta_s or 1)
@@ -141,10 +145,9 @@ class Footprint:
         if num_splits > 0:
             longest = -(-tiles // num_splits)
             return min(num_splits, tiles) * -(-longest // most)
-        cut = -num_splits // tile
-        groups = -(-cut // most)
+        cut = self.cut_divisor(num_splits)
         last = tiles - 1
-        return last // cut * groups + last % cut // -(-cut // groups) + 1
+        return last // cut * -(-cut // most) + last % cut // most + 1
 
     def cut_bytes(self, grid: int, segments: int, places: int) -> int:
         """Decode, cut: the workspace of a launch: a piece for every group, and what warps have for themselves."""

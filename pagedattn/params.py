@@ -97,6 +97,8 @@ FIELDS = (
     Field("cp_shift", "int", "likewise: the shift"),
     Field("packs_factor", "u32", "decode: params.divisor(head_packs): the factor; not read where head_packs is 1"),
     Field("packs_shift", "int", "likewise: the shift"),
+    Field("splits_factor", "u32", "decode with cuts: params.divisor(num_splits), or of the tiles of a cut: the factor"),
+    Field("splits_shift", "int", "likewise: the shift"),
     Field("qk_scale", "float", "softmax_scale * log2(e)"),
     Field("softcap_in", "float", "softmax_scale / softcap, on q.k before tanh; 0: none"),
     Field("softcap_out", "float", "softcap / softmax_scale, after tanh"),

@@ -263,6 +263,20 @@ class KernelSpec(Footprint):
         return {"head_packs": 1, "cp_size": 1, "cp_rank": 0, **plain} if narrow else plain
 
     @property
+    def compact(self) -> bool:
+        """Whether code stands once that would be faster twice: in the kernels that would else take the longest to compile.
+
+        >>> [KernelSpec("decode", kv_dtype="int8", head_dim=256, fused=fused).compact for fused in (False, True)]
+        [False, True]
+        """
+        if self.family != "sm80":
+            return False
+        if self.op == "decode":
+            more = self.quantised + self.general + self.fused + (self.splits == "cut")
+            return (self.heads or 0) * self.head_dim > 1024 and more > 1
+        return self.op in TILED and self.quantised and self.general
+
+    @property
     def template(self) -> str:
         """The template that renders it."""
         return f"{'prefill' if self.op in TILED else self.op}.cu.j2"

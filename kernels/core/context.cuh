@@ -10,6 +10,17 @@ DEVICE int own_keys(const Params& p, int length)
     return p.cp_size > 1 ? divide(length + (p.cp_size - 1 - p.cp_rank), p.cp_factor, p.cp_shift) : length;
 }
 
+// The same of two lengths.
+template<class Params>
+DEVICE void own_keys(const Params& p, int& first, int& second)
+{
+    if (p.cp_size > 1) {
+        const int before = p.cp_size - 1 - p.cp_rank;
+        first = divide(first + before, p.cp_factor, p.cp_shift);
+        second = divide(second + before, p.cp_factor, p.cp_shift);
+    }
+}
+
 // Where key i stands in its sequence.
 template<class Params>
 DEVICE int position_of_key(const Params& p, int i)

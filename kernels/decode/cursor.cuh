@@ -52,20 +52,19 @@ struct Cursor {
         return !(p.cu_seqlens_q && p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b] != 1) && !(p.extras.finished && p.extras.finished[b]);
     }
 
-    // Tiles of sequence b that hold keys which its query sees; keys [low, len).
-    DEVICE static int count_tiles(const Params& p, int b, int& len, int& low)
+    // The keys of sequence b that are here and that its query sees: [low, len), if there are any.
+    DEVICE static bool any_keys(const Params& p, int b, int& len, int& low)
     {
         len = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];
         low = p.window_size ? max(len - p.window_size, 0) : 0;
-        len = own_keys(p, len);
-        low = own_keys(p, low);
-        return low < len && takes(p, b) ? (int)((u32)(len + CTA_S - 1) / CTA_S - (u32)low / CTA_S) : 0;
+        own_keys(p, len, low);
+        return low < len;
     }
 
     DEVICE void enter(const Params& p, int sequence)
     {
         b = sequence;
-        tiles = count_tiles(p, b, len, low);
+        tiles = any_keys(p, b, len, low) && takes(p, b) ? (int)((u32)(len + CTA_S - 1) / CTA_S - (u32)low / CTA_S) : 0;
     }
 
     // Units of one segment; none if it has no keys.
@@ -93,6 +92,9 @@ struct Cursor {
     DEVICE int to() const { return len - key(); }
 
     DEVICE int segment(const Params& p) const { return b * slots(p) + slot; }
+
+    // The next segment, which whoever looks ahead has found.
+    DEVICE void follow(const Cursor& ahead) { *this = ahead; }
 
     // After the last of its tiles: to the beginning of the next segment that has keys, if the range reaches it.
     DEVICE void leave(const Params& p, int end)

@@ -30,7 +30,7 @@ struct CutCursor: Cursor<Params, CTA_S> {
 
     // What a CTA has of the list.
     struct Share {
-        Base first, last;  // at its begin, and where it ends
+        Base ends[2];  // at its begin, and where it ends
         int end;
     };
 
@@ -58,7 +58,7 @@ struct CutCursor: Cursor<Params, CTA_S> {
                         at = first.start + (first.tile ? kSegmentUnits + first.tile : 0);
                     }
                     if (level == 0 && thread == 0) {
-                        (to < 0 ? share.last : share.first) = first;
+                        share.ends[to < 0 ? 1 : 0] = first;
                     }
                     if (to < 0) {
                         to = at;
@@ -99,11 +99,11 @@ struct CutCursor: Cursor<Params, CTA_S> {
         pause = min(min(tile + kPartTiles, walk().group.end), stop);
     }
 
-    DEVICE void leave(const Params& p, int end)
+    DEVICE void follow(const Base& ahead)
     {
         new_segment = this->done();
         if (new_segment) {
-            Base::leave(p, end);
+            Base::follow(ahead);
         }
     }
 };

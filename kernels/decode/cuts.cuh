@@ -1,6 +1,6 @@
 // How sequences are cut where results must not depend on the rest of the batch.
-// A cut's keys are summed up in groups of at most kGroupTiles, a group in parts of kPartTiles; a part is one warp's from its first key to its
-// last, whoever that is. CTAs take whole groups, warps whole parts, and all sums are made in the order of the keys.
+// A cut's keys are summed up in groups of kGroupTiles, a group in parts of kPartTiles, the last ones in what is left; a part is one warp's from
+// its first key to its last, whoever that is. CTAs take whole groups, warps whole parts, and all sums are made in the order of the keys.
 #pragma once
 
 #include "decode/cursor.cuh"
@@ -17,32 +17,25 @@ struct Cuts {
 
     int tiles;   // of the segment
     int cut;     // tiles of a cut
-    int groups;  // of a cut
-    int group;   // tiles of a group
     int offset;  // tiles from the begin of the first cut to the segment's first
-    int gone;    // groups of the first cut before the segment's first
 
     template<class Params, class Place>
-    DEVICE Cuts(const Params& p, const Place& c): tiles(c.tiles), offset(0)
+    DEVICE Cuts(const Params& p, const Place& c): tiles(c.tiles)
     {
-        if (p.num_splits > 0) {  // that many of equal length
-            cut = (u32)(tiles + p.num_splits - 1) / (u32)p.num_splits;
-        }
-        else {  // at multiples of -num_splits keys
-            cut = (u32)-p.num_splits / (u32)CTA_S;
-            offset = (u32)c.first() % (u32)cut;
-        }
-        groups = (u32)(cut + kGroupTiles - 1) / (u32)kGroupTiles;
-        group = (u32)(cut + groups - 1) / (u32)groups;
-        gone = (u32)offset / (u32)group;
+        const bool equal = p.num_splits > 0;  // that many of equal length, else at multiples of -num_splits keys
+        const int n = equal ? p.num_splits : (u32)-p.num_splits / (u32)CTA_S;
+        const int ratio = divide(equal ? tiles + n - 1 : c.first(), p.splits_factor, p.splits_shift);
+        cut = equal ? ratio : n;
+        offset = equal ? 0 : c.first() - ratio * n;
     }
 
     // The group that holds a tile.
     DEVICE Group at(int tile) const
     {
-        const u32 x = tile + offset, whole = x / (u32)cut, k = (x - whole * cut) / (u32)group;
-        const int base = whole * cut - offset, begin = base + (int)k * group;
-        return {max(begin, 0), min(min(begin + group, base + cut), tiles), (int)(whole * groups + k) - gone};
+        const u32 x = tile + offset, whole = x / (u32)cut, k = (x - whole * cut) / kGroupTiles;
+        const int base = whole * cut - offset, begin = base + (int)k * kGroupTiles;
+        const int groups = (u32)(cut + kGroupTiles - 1) / kGroupTiles, gone = (u32)offset / kGroupTiles;
+        return {max(begin, 0), min(min(begin + kGroupTiles, base + cut), tiles), (int)(whole * groups + k) - gone};
     }
 
     DEVICE int count() const { return at(tiles - 1).index + 1; }

@@ -8,38 +8,28 @@ template<class P>
 struct LaneSum {
     using Impl = typename P::Impl;
     using State = typename P::State;
-    static constexpr int kRows = 2 * Impl::kHeadTiles;            // heads of a lane
-    static constexpr int kPairs = kRows * (Impl::kDimPairs + 1);  // of dims; of m and l
-    static constexpr int kAtOnce = 8;
-    static constexpr int kFloats = 2 * kPairs * kWarpSize;
+    using T = typename P::T;
+    static constexpr int kQuads = Impl::kHeadTiles * (Impl::kDimPairs + 1);  // of dims of two heads; of their m and l
+    static constexpr int kAtOnce = 4;
+    static constexpr int kFloats = 4 * kQuads * kWarpSize;
 
-    static constexpr bool kInRegisters = false;
+    float4* at;  // the lane's
 
-    float2* at;  // the lane's
+    DEVICE LaneSum(float* sum, int lane): at((float4*)sum + lane) {}
 
-    DEVICE LaneSum(float* sum, int lane): at((float2*)sum + lane) {}
-
-    DEVICE float2& pair(int i, int n, int e) { return at[((n * 2 + e) * (Impl::kDimPairs + 1) + i) * kWarpSize]; }
-    DEVICE float2& ends(int n, int e) { return pair(Impl::kDimPairs, n, e); }
-
-    // As of a state.
-    static DEVICE int head(int n, int e, int g, int t) { return State::head(n, e, g, t); }
-    static DEVICE bool tells(int g, int t) { return State::tells(g, t); }
-    DEVICE float2 pair(int i, int n, int e) const { return at[((n * 2 + e) * (Impl::kDimPairs + 1) + i) * kWarpSize]; }
-    DEVICE float m(int n, int e) const { return pair(Impl::kDimPairs, n, e).x; }
-    DEVICE float l(int n, int e) const { return pair(Impl::kDimPairs, n, e).y; }
+    // A pair of dims of head 0 and of head 1 of a head tile; their m and l.
+    DEVICE float4& quad(int i, int n) const { return at[(n * (Impl::kDimPairs + 1) + i) * kWarpSize]; }
+    DEVICE float4& ends(int n) const { return quad(Impl::kDimPairs, n); }
 
     DEVICE void Keep(const State& s)
     {
 #pragma unroll
         for (int n = 0; n < Impl::kHeadTiles; ++n) {
+            ends(n) = make_float4(s.m(n, 0), s.l(n, 0), s.m(n, 1), s.l(n, 1));
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                ends(n, e) = make_float2(s.m(n, e), s.l(n, e));
-#pragma unroll
-                for (int i = 0; i < Impl::kDimPairs; ++i) {
-                    pair(i, n, e) = s.pair(i, n, e);
-                }
+            for (int i = 0; i < Impl::kDimPairs; ++i) {
+                const float2 x = s.pair(i, n, 0), y = s.pair(i, n, 1);
+                quad(i, n) = make_float4(x.x, x.y, y.x, y.y);
             }
         }
     }
@@ -48,22 +38,62 @@ struct LaneSum {
     {
 #pragma unroll
         for (int n = 0; n < Impl::kHeadTiles; ++n) {
+            const float4 mine = ends(n);
+            const float m0 = s.m(n, 0), m1 = s.m(n, 1), top0 = fmaxf(mine.x, m0), top1 = fmaxf(mine.z, m1);
+            const float a0 = mine.x == top0 ? 1.f : ex2(mine.x - top0), w0 = m0 == top0 ? 1.f : ex2(m0 - top0);
+            const float a1 = mine.z == top1 ? 1.f : ex2(mine.z - top1), w1 = m1 == top1 ? 1.f : ex2(m1 - top1);
+            ends(n) = make_float4(top0, fmaf(w0, s.l(n, 0), __fmul_rn(mine.y, a0)), top1, fmaf(w1, s.l(n, 1), __fmul_rn(mine.w, a1)));
 #pragma unroll
+            for (int i = 0; i < Impl::kDimPairs; ++i) {
+                if (i % kAtOnce == 0) {
+                    __syncwarp();  // what is read behind it takes no registers before it
+                }
+                float4& o = quad(i, n);
+                const float2 x = s.pair(i, n, 0), y = s.pair(i, n, 1);
+                o = make_float4(fmaf(w0, x.x, __fmul_rn(o.x, a0)), fmaf(w0, x.y, __fmul_rn(o.y, a0)), fmaf(w1, y.x, __fmul_rn(o.z, a1)),
+                                fmaf(w1, y.y, __fmul_rn(o.w, a1)));
+            }
+        }
+    }
+
+    // To a piece; where there is none it is a whole segment, and goes to out.
+    template<class Params>
+    DEVICE void Store(const Params& p, const OutRows& rows, float* piece, int lane) const
+    {
+        const int g = lane / 4, t = lane % 4;
+#pragma unroll 1
+        for (int n = 0; n < Impl::kHeadTiles; ++n) {
+#pragma unroll 1
             for (int e = 0; e < 2; ++e) {
-                const float2 mine = ends(n, e);
-                const float m = s.m(n, e), top = fmaxf(mine.x, m);
-                const float a = mine.x == top ? 1.f : ex2(mine.x - top), w = m == top ? 1.f : ex2(m - top);
-                ends(n, e) = make_float2(top, fmaf(w, s.l(n, e), __fmul_rn(mine.y, a)));
-#pragma unroll
+                const int head = State::head(n, e, g, t);
+                if (head >= rows.heads) {
+                    continue;
+                }
+                const float2 own = pair(Impl::kDimPairs, n, e);
+                const RowEnd end(p, rows.head + head, own.x, own.y);
+                T* const out = (T*)p.out + rows.out + head * P::kHeadDim;
+#pragma unroll(2 * kAtOnce)
                 for (int i = 0; i < Impl::kDimPairs; ++i) {
-                    if (i % kAtOnce == 0) {
-                        __syncwarp();  // what is read behind it takes no registers before it
+                    const float2 o = pair(i, n, e);
+                    if (piece) {
+                        P::StorePair(piece + head * P::kHeadDim, i, g, t, o);
                     }
-                    float2& o = pair(i, n, e);
-                    const float2 x = s.pair(i, n, e);
-                    o = make_float2(fmaf(w, x.x, __fmul_rn(o.x, a)), fmaf(w, x.y, __fmul_rn(o.y, a)));
+                    else {
+                        P::StorePair(out, i, g, t, make_float2(o.x * end.scale, o.y * end.scale));
+                    }
+                }
+                if (State::tells(g, t)) {
+                    if (piece) {
+                        P::StoreEnds(piece, head, own.x, own.y);
+                    }
+                    else {
+                        P::StoreLse(p, rows, head, end.lse);
+                    }
                 }
             }
         }
     }
+
+private:
+    DEVICE float2 pair(int i, int n, int e) const { return ((const float2*)&quad(i, n))[e]; }
 };

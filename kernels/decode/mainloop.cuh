@@ -5,7 +5,7 @@
 #include "ptx/memory.cuh"
 #include "smem/swizzle.cuh"
 
-template<class Arch, class Impl, class CacheIterFactory, int kStages>
+template<class Arch, class Impl, class CacheIterFactory, int kStages, int kWarps, bool kCompact>
 struct DecodeMainloop;
 
 template<class Impl>
@@ -39,13 +39,15 @@ struct DecodeQueries {
         }
     }
 
-    // One tile further, into the next segment behind the last one: its block is looked up before it is loaded, and its queries sent for.
-    template<class CacheIterFactory, class Params, class Place>
-    static DEVICE void LookAhead(const Params& p, Place& ahead, typename CacheIterFactory::Iterator& cache, int end, int lane)
+    // One tile further, into the next segment behind the last one: its block is looked up before it is loaded, its queries are sent for, and
+    // `left` is called.
+    template<class CacheIterFactory, class Params, class Place, class Left>
+    static DEVICE void LookAhead(const Params& p, Place& ahead, typename CacheIterFactory::Iterator& cache, int end, int lane, Left&& left)
     {
         ++ahead.tile;
         if (ahead.done()) {
             ahead.leave(p, end);
+            left();
             if (!ahead.done()) {
                 cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
                 PrefetchQ(p, ahead, lane);

@@ -6,8 +6,8 @@
 #include "decode/mainloop.cuh"
 #include "iterator/gmem_warp_sm70.cuh"
 
-template<class Impl_, class CacheIterFactory, int kStages>
-struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueries<Impl_> {
+template<class Impl_, class CacheIterFactory, int kStages, int kWarps, bool kCompact>
+struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages, kWarps, kCompact>: DecodeQueries<Impl_> {
     using Impl = Impl_;
     using T = typename Impl::T;
     using DecodeQueries<Impl>::query_of;
@@ -68,7 +68,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
 
         State state;
         typename Impl::Query query;
-        for (; !place.done(); place.leave(p, end)) {
+        for (; !place.done(); place.follow(ahead)) {
             if (place.entered()) {
                 int heads;
                 const T* const q = query_of(p, place, heads);
@@ -83,7 +83,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
                 typename GmemIterV::Fragment frag_v;
                 Load(gmem_v, cache, frag_v, lane, 0);
                 if constexpr (kAhead) {
-                    DecodeQueries<Impl>::template LookAhead<CacheIterFactory>(p, ahead, cache, end, lane);
+                    DecodeQueries<Impl>::template LookAhead<CacheIterFactory>(p, ahead, cache, end, lane, []() {});
                 }
                 typename Impl::FragS frag_s;
                 typename Impl::FragP frag_p;
@@ -91,7 +91,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages>: DecodeQueri
                 __syncwarp();  // V may stand where K stood
                 Save(gmem_v, cache, frag_v, lane);
                 if constexpr (!kAhead) {
-                    DecodeQueries<Impl>::template LookAhead<CacheIterFactory>(p, ahead, cache, end, lane);
+                    DecodeQueries<Impl>::template LookAhead<CacheIterFactory>(p, ahead, cache, end, lane, []() {});
                 }
                 if (!ahead.done()) {
                     Load(gmem_k, cache, frag_k, lane, 0);

@@ -6,8 +6,8 @@
 #include "decode/mainloop.cuh"
 #include "iterator/gmem_sm80.cuh"
 
-template<class Impl_, class CacheIterFactory, int kStages>
-struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueries<Impl_> {
+template<class Impl_, class CacheIterFactory, int kStages, int kWarps, bool kCompact>
+struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCompact>: DecodeQueries<Impl_> {
     using Impl = Impl_;
     using T = typename Impl::T;
     using DecodeQueries<Impl>::query_of;
@@ -20,6 +20,15 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
     using GmemIterV = typename Impl::template GmemIterV<Sm80WarpIterators>;
 
     using State = typename Impl::Softmax::State;
+
+    // Of the warp, in shared memory: the segment that begins with the warp's tile i, as the tile to load found it. The tile to compute comes there
+    // a few tiles later, behind a __syncwarp, and does not look for it again.
+    template<class Place>
+    static DEVICE Place& segment_of(u32 i)
+    {
+        __shared__ Place places[kWarps][kStages];
+        return places[opaque((int)threadIdx.x) / kWarpSize][i % kStages];
+    }
 
     // Walks the units [place, end) and calls finish(state, place, first tile of the piece) where a piece, a segment or the range ends; place.tile
     // is then the end of the piece.
@@ -49,20 +58,27 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
                     gmem_k.template Prefetch<false>(cache, lane, slot, policy);
                     gmem_v.template Prefetch<false>(cache, lane, slot, policy);
                 }
-                DecodeQueries<Impl>::template LookAhead<CacheIterFactory>(p, ahead, cache, end, lane);
+                DecodeQueries<Impl>::template LookAhead<CacheIterFactory>(p, ahead, cache, end, lane, [&]() {
+                    if (lane == 0) {
+                        segment_of<typename Place::Ahead>(i + 1) = ahead;
+                    }
+                });
             }
             cp_async_commit_group();
         };
+        u32 sent = 0;  // tiles; the ring is filled here or, compact, by the first turn of the loop, which has read the queries then
+        if constexpr (!kCompact) {
 #pragma unroll 1
-        for (u32 i = 0; i < kStages - 1; ++i) {
-            cache.Part();  // one copy of the code less: what copies tiles of two parts copies joined ones, too
-            prefetch(i, false);
+            for (; sent < kStages - 1; ++sent) {
+                cache.Part();  // one copy of the code less: what copies tiles of two parts copies joined ones, too
+                prefetch(sent, false);
+            }
         }
         PrefetchQ(p, place, lane_id);
 
         State state;
         typename Impl::Query query;
-        for (u32 i = 0; !place.done(); place.leave(p, end)) {
+        for (u32 i = 0; !place.done(); place.follow(segment_of<typename Place::Ahead>(i))) {
             if (place.entered()) {
                 int heads;
                 const T* const q = query_of(p, place, heads);
@@ -73,14 +89,16 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages>: DecodeQueri
             const int first = place.tile;
             do {
                 const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id, g = lane / 4, t = lane % 4;
-                if (Impl::kEager) {
-                    prefetch(i + kStages - 1, true);
-                }
-                cp_async_wait_group<kStages - (Impl::kEager ? 1 : 2)>();
-                __syncwarp();
-                if (!Impl::kEager) {
-                    prefetch(i + kStages - 1, true);
-                }
+                do {
+                    if (Impl::kEager) {
+                        prefetch(sent, true);
+                    }
+                    cp_async_wait_group<kStages - (Impl::kEager ? 1 : 2)>();
+                    __syncwarp();
+                    if (!Impl::kEager) {
+                        prefetch(sent, true);
+                    }
+                } while (++sent < kStages && kCompact);
 
                 const int from = place.from(), to = place.to();
                 const u32 slot = smem_ring + i % kStages * kSlotBytes;

@@ -7,8 +7,8 @@
 
 // Pieces in the workspace: a place for every group of every segment, then for each warp places for parts of groups that it shares with the
 // next warps (its own sum of the group's first parts in place 0, a later part in the place of its number) and, where shared memory has no
-// room for it, its sum.
-template<class P_, class Place_, int kWarps, int kPartTiles, int kParts, bool kSharedSums>
+// room for it, its sum. kAtOnce: parts that are on their way at once when they are added up.
+template<class P_, class Place_, int kWarps, int kPartTiles, int kParts, bool kSharedSums, int kAtOnce>
 struct CutMerge {
     using P = P_;
     using Place = Place_;
@@ -69,12 +69,9 @@ struct CutMerge {
         const OutRows rows = OutRows::of<typename P::Impl>(p, c.b, c.slot, row);
         const int segment = c.segment(p), index = walk.group.index;
         const bool whole = walk.begun && c.tile == walk.group.end;
-        if (whole && walk.alone) {
-            P::StoreOut(p, sum, rows, lane);
-            return;
-        }
         const int part = (u32)(first - walk.group.begin) / kPartTiles;
-        P::StorePiece(whole ? group_piece(p, segment, index) : part_piece(p, warp, walk.begun ? 0 : part), sum, rows.heads, lane);
+        float* const piece = whole ? group_piece(p, segment, index) : part_piece(p, warp, walk.begun ? 0 : part);
+        sum.Store(p, rows, whole && walk.alone ? nullptr : piece, lane);
         if (lane == 0 && !whole) {
             if (walk.begun) {
                 const int parts = (u32)(walk.group.end - walk.group.begin + kPartTiles - 1) / kPartTiles;
@@ -120,26 +117,31 @@ private:
     template<class Params>
     DEVICE Merged AddParts(const Params& p, const Open& o, int warp, int head, int quad) const
     {
-        Merged part[kParts];
-        part[0].template Load<P>(part_piece(p, warp, 0), head, quad);
+        Merged sum;
+        sum.template Load<P>(part_piece(p, warp, 0), head, quad);
         int owner = warp + 1;
-#pragma unroll
-        for (int k = 1; k < kParts; ++k) {
-            part[k].Clear();
-            if (k >= o.next && k < o.parts) {
 #pragma unroll 1
-                while (shared.found_end[owner] <= k) {
-                    ++owner;
-                }
-                part[k].template Load<P>(part_piece(p, owner, k), head, quad);
-            }
-        }
+        for (int first = 1; first < o.parts; first += kAtOnce) {
+            Merged part[kAtOnce];
 #pragma unroll
-        for (int k = 1; k < kParts; ++k) {
-            if (k >= o.next && k < o.parts) {
-                part[0].Add(part[k]);
+            for (int n = 0; n < kAtOnce; ++n) {
+                const int k = first + n;
+                part[n].Clear();
+                if (k >= o.next && k < o.parts) {
+#pragma unroll 1
+                    while (shared.found_end[owner] <= k) {
+                        ++owner;
+                    }
+                    part[n].template Load<P>(part_piece(p, owner, k), head, quad);
+                }
+            }
+#pragma unroll
+            for (int n = 0; n < kAtOnce; ++n) {
+                if (first + n >= o.next && first + n < o.parts) {
+                    sum.Add(part[n]);
+                }
             }
         }
-        return part[0];
+        return sum;
     }
 };

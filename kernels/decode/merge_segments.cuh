@@ -19,7 +19,6 @@ struct SegmentMerge {
     };
     struct SharedStorage {  // of segments that other CTAs share: the one found begun, and the one left unfinished
         int complete[2];    // all of their tiles have arrived
-        OutRows rows[2];
     };
 
     SharedStorage& shared;
@@ -31,7 +30,7 @@ struct SegmentMerge {
     {
         Announce(p, share, thread);
         const int items = min(P::kHeads, p.group_size) * P::kQuads, count = teams(items);
-        auto c = share.first;
+        auto c = share.ends[0];
         int turn = thread;  // threads take items in turn, those of one segment after those of the one before
 #pragma unroll 1
         for (int i = -2; i <= 0 || c.start < share.end; ++i) {  // the two that others share, then all from the first on
@@ -40,46 +39,48 @@ struct SegmentMerge {
                 continue;
             }
             if (i <= 0) {
-                c = i == -1 ? share.last : share.first;
+                c = share.ends[i == -1 ? 1 : 0];
             }
             const Segment segment = of(p, c);
-            if (shared_out) {
-                if (thread == 0) {
-                    shared.rows[i + 2] = segment.rows;
-                }
-            }
-            else {
+            if (!shared_out) {
                 const bool skipped = c.tile > 0 || c.tiles > share.end - c.start - kSegmentUnits || segment.groups == 1;
                 c.enter_next(p);
                 if (skipped) {
                     continue;
                 }
             }
-            const int side_by_side = shared_out ? count : 1;
+            const int side_by_side = shared_out ? count : 1, wanted = side_by_side * items;
+            const bool together = side_by_side > 1;  // all threads make one pass
+            turn = together ? thread : turn;
 #pragma unroll 1
-            for (; turn < side_by_side * items; turn += kThreads) {
+            for (bool pass = together; pass || turn < wanted; pass = false, turn += kThreads) {
                 int item = turn, team = 0;
 #pragma unroll 1
                 for (; item >= items; item -= items) {
                     ++team;
                 }
                 const int head = item / P::kQuads, quad = item % P::kQuads;
-                if (head >= segment.rows.heads) {
-                    continue;
+                const bool active = turn < wanted && head < segment.rows.heads;
+                Merged sum;
+                if (active) {
+                    sum = AddTeams(p, segment, team, together ? team + 1 : count, count, head, quad);
                 }
-                const Merged sum = AddTeams(p, segment, team, side_by_side > 1 ? team + 1 : count, count, head, quad);
-                if (side_by_side > 1) {
-                    sums[(i + 2) * kThreads + turn] = sum;
+                if (together) {
+                    Merged* const mine = sums + (i + 2) * kThreads + thread;
+                    if (active) {
+                        *mine = sum;
+                    }
+                    __syncthreads();
+#pragma unroll 1
+                    for (int other = 1; active && team == 0 && other < count; ++other) {
+                        sum.Add(mine[other * items]);
+                    }
                 }
-                else {
+                if (active && team == 0) {
                     sum.template Store<P>(p, segment.rows, head, quad);
                 }
             }
-            turn -= side_by_side * items;
-        }
-        if (count > 1 && shared.complete[0] + shared.complete[1]) {  // uniform
-            __syncthreads();
-            AddSums(p, items, count, thread);
+            turn = together ? thread : turn - wanted;
         }
     }
 
@@ -106,9 +107,9 @@ private:
     DEVICE void Announce(const Params& p, const Share& share, int thread) const
     {
         if (thread < 2) {
-            const auto c = thread ? share.last : share.first;
+            const auto& c = share.ends[thread];
             const int from = thread ? 0 : c.tile, to = min(c.tiles, share.end - c.start - kSegmentUnits);
-            const bool left = thread ? c.tile > 0 && to < c.tiles && !(share.first.tile > 0 && share.first.start == c.start) : from > 0;
+            const bool left = thread ? c.tile > 0 && to < c.tiles && !(share.ends[0].tile > 0 && share.ends[0].start == c.start) : from > 0;
             int complete = 0;
             if (left) {
                 u32* const count = p.partial_count + c.segment(p);
@@ -139,25 +140,5 @@ private:
             }
         }
         return sum;
-    }
-
-    // Teams whose sums stand side by side.
-    template<class Params>
-    DEVICE void AddSums(const Params& p, int items, int count, int thread) const
-    {
-#pragma unroll 1
-        for (int i = thread; i < 2 * items; i += kThreads) {
-            const int which = i >= items ? 1 : 0, item = i - which * items, head = item / P::kQuads;
-            if (!shared.complete[which] || head >= shared.rows[which].heads) {
-                continue;
-            }
-            const Merged* const mine = sums + which * kThreads + item;
-            Merged sum = mine[0];
-#pragma unroll 1
-            for (int team = 1; team < count; ++team) {
-                sum.Add(mine[team * items]);
-            }
-            sum.template Store<P>(p, shared.rows[which], head, item % P::kQuads);
-        }
     }
 };

@@ -13,22 +13,22 @@ DEVICE void store_rows_without_keys(const Params& p, int thread_id, int threads)
     }
     const int thread = opaque(thread_id);  // nothing of this is worth a register of the main loop
     using Impl = typename Mainloop::Impl;
-    constexpr int kChunkElements = kChunkBytes / (int)sizeof(typename Impl::T);
+    constexpr int kChunks = Impl::kHeadDim * (int)sizeof(typename Impl::T) / kChunkBytes;  // of a row
 #pragma unroll 1
     for (int b = blockIdx.x; b < p.batch_size; b += gridDim.x) {
         int len, low;
-        if (!Place::takes(p, b) || Place::count_tiles(p, b, len, low) > 0) {
+        if (Place::any_keys(p, b, len, low) || !Place::takes(p, b)) {
             continue;
         }
         const i64 row = Mainloop::query_row(p, b);
         uint4* const out = (uint4*)((typename Impl::T*)p.out + row * p.out_stride);
 #pragma unroll 1
-        for (int i = thread; i < p.num_heads * (Impl::kHeadDim / kChunkElements); i += threads) {
+        for (int i = thread; i < p.num_heads * kChunks; i += threads) {
+            const int head = i / kChunks;
             out[i] = make_uint4(0, 0, 0, 0);
-        }
-#pragma unroll 1
-        for (int head = thread; p.lse && head < p.num_heads; head += threads) {
-            p.lse[row * p.num_heads + head] = RowEnd(p, head, negative_infinity(), 0.f).lse;
+            if (p.lse && i == head * kChunks) {
+                p.lse[row * p.num_heads + head] = RowEnd(p, head, negative_infinity(), 0.f).lse;
+            }
         }
     }
 }

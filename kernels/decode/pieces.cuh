@@ -43,30 +43,46 @@ struct Pieces {
         }
     }
 
-    // A whole segment: straight to out. What registers hold needs a copy of the code for each of them; what lies in memory does not.
-    template<class Params, class S>
-    static DEVICE void StoreOut(const Params& p, const S& s, const OutRows& rows, int lane_id)
+    // Dims of a head's row that a lane has: pair i.
+    static DEVICE void StorePair(T* row, int i, int g, int t, float2 o)
+    {
+        const u32 pair = Pair<T>::pack(o.x, o.y);
+        if (i < Impl::kWholePairs) {  // the two dims follow each other
+            *(u32*)(row + Impl::dim_of(i, g, t, 0)) = pair;
+        }
+        else {
+            row[Impl::dim_of(i, g, t, 0)] = T{(u16)pair};
+            row[Impl::dim_of(i, g, t, 1)] = T{(u16)(pair >> 16)};
+        }
+    }
+    static DEVICE void StorePair(float* row, int i, int g, int t, float2 o)
+    {
+        if (i < Impl::kWholePairs) {
+            *(float2*)(row + Impl::dim_of(i, g, t, 0)) = o;
+        }
+        else {
+            row[Impl::dim_of(i, g, t, 0)] = o.x;
+            row[Impl::dim_of(i, g, t, 1)] = o.y;
+        }
+    }
+
+    // A whole segment: straight to out.
+    template<class Params>
+    static DEVICE void StoreOut(const Params& p, const State& s, const OutRows& rows, int lane_id)
     {
         const int lane = opaque(lane_id), g = lane / 4, t = lane % 4;  // nothing of this is worth a register of the main loop
-#pragma unroll(S::kInRegisters ? Impl::kHeadTiles : 1)
+#pragma unroll
         for (int n = 0; n < Impl::kHeadTiles; ++n) {
-#pragma unroll(S::kInRegisters ? 2 : 1)
+#pragma unroll
             for (int e = 0; e < 2; ++e) {
                 const int head = State::head(n, e, g, t);
                 if (head < rows.heads) {
                     const RowEnd end(p, rows.head + head, s.m(n, e), s.l(n, e));
                     T* const out = (T*)p.out + rows.out + head * kHeadDim;
-#pragma unroll(S::kInRegisters ? Impl::kDimPairs : 8)
+#pragma unroll
                     for (int i = 0; i < Impl::kDimPairs; ++i) {
                         const float2 o = s.pair(i, n, e);
-                        const u32 pair = Pair<T>::pack(o.x * end.scale, o.y * end.scale);
-                        if (i < Impl::kWholePairs) {  // the two dims follow each other
-                            *(u32*)(out + Impl::dim_of(i, g, t, 0)) = pair;
-                        }
-                        else {
-                            out[Impl::dim_of(i, g, t, 0)] = T{(u16)pair};
-                            out[Impl::dim_of(i, g, t, 1)] = T{(u16)(pair >> 16)};
-                        }
+                        StorePair(out, i, g, t, make_float2(o.x * end.scale, o.y * end.scale));
                     }
                     if (State::tells(g, t)) {
                         StoreLse(p, rows, head, end.lse);
@@ -76,26 +92,18 @@ struct Pieces {
         }
     }
 
-    template<class S>
-    static DEVICE void StorePiece(float* piece, const S& s, int heads, int lane_id)
+    static DEVICE void StorePiece(float* piece, const State& s, int heads, int lane_id)
     {
         const int lane = opaque(lane_id), g = lane / 4, t = lane % 4;
-#pragma unroll(S::kInRegisters ? Impl::kHeadTiles : 1)
+#pragma unroll
         for (int n = 0; n < Impl::kHeadTiles; ++n) {
-#pragma unroll(S::kInRegisters ? 2 : 1)
+#pragma unroll
             for (int e = 0; e < 2; ++e) {
                 const int head = State::head(n, e, g, t);
                 if (head < heads) {
-#pragma unroll(S::kInRegisters ? Impl::kDimPairs : 8)
+#pragma unroll
                     for (int i = 0; i < Impl::kDimPairs; ++i) {
-                        float* const row = piece + head * kHeadDim;
-                        if (i < Impl::kWholePairs) {
-                            *(float2*)(row + Impl::dim_of(i, g, t, 0)) = s.pair(i, n, e);
-                        }
-                        else {
-                            row[Impl::dim_of(i, g, t, 0)] = s.pair(i, n, e).x;
-                            row[Impl::dim_of(i, g, t, 1)] = s.pair(i, n, e).y;
-                        }
+                        StorePair(piece + head * kHeadDim, i, g, t, s.pair(i, n, e));
                     }
                     if (State::tells(g, t)) {
                         StoreEnds(piece, head, s.m(n, e), s.l(n, e));

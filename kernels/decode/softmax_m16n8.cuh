@@ -21,7 +21,6 @@ struct DecodeSoftmax {
 
     // What is known of a segment, or of a warp's part of it.
     struct State {
-        static constexpr bool kInRegisters = true;
         FragO frag_o;
         FragL frag_l;
         FragM frag_m;

@@ -18,7 +18,6 @@ struct QuadPairSoftmax {
 
     // What is known of a segment, or of a warp's part of it.
     struct State {
-        static constexpr bool kInRegisters = true;
         FragO frag_o;
         FragHead frag_l, frag_m;                   // sums of p, of the lane's own keys until Finish; references, log2 units
         float frag_z[kZeros ? kHeadTiles : 1][4];  // sums of p * zero, likewise

@@ -15,8 +15,9 @@ DEVICE constexpr int log2_of(int x)
     return x > 1 ? 1 + log2_of(x / 2) : 0;
 }
 
-// kHeld: parts of a tile whose blocks are held while the tile is current; with one for every 16 rows no row is ever searched.
-template<class BlockHead_, int CTA_S, int kHeld = 1>
+// kHeld: parts of a tile whose blocks are held while the tile is current; with one for every 16 rows no row is ever searched. kJoins: parts that
+// follow each other in one block are treated as one, in code of its own.
+template<class BlockHead_, int CTA_S, int kHeld = 1, bool kJoins = true>
 struct BlockIterator {
     using BlockHead = BlockHead_;
     static constexpr int kParts = kHeld;
@@ -62,7 +63,7 @@ struct BlockIterator {
     DEVICE bool OneBlock() const { return kPartRows <= kMinBlockLen || log2_of(kPartRows) <= block_len_log2_; }
 
     // Whether the parts follow each other in one block.
-    DEVICE bool Joined() const { return kParts == 1 || log2_of(CTA_S) <= block_len_log2_; }
+    DEVICE bool Joined() const { return kParts == 1 || (kJoins && log2_of(CTA_S) <= block_len_log2_); }
 
     // From one row to the next, in a block.
     template<int Index>
@@ -99,11 +100,11 @@ struct BlockIterator {
     }
 };
 
-template<class T, class Tkv, class BlockLayout_, int CTA_S, int kHeld>
+template<class T, class Tkv, class BlockLayout_, int CTA_S, int kHeld, bool kJoins>
 struct BlockIteratorFactory {
     using BlockLayout = BlockLayout_;
     using Head = block::Head<BlockLayout>;
-    using Iterator = BlockIterator<Head, CTA_S, kHeld>;
+    using Iterator = BlockIterator<Head, CTA_S, kHeld, kJoins>;
 
     template<class Params>
     static DEVICE Iterator Create(const Params& p, int batch_idx, int head_idx)
@@ -112,5 +113,5 @@ struct BlockIteratorFactory {
     }
 };
 
-template<class T, class Tkv, int CTA_S, int kHeadDim, int kHeld = 1>
-using GetBlockIterFactory = BlockIteratorFactory<T, Tkv, block::Layout<block::Config<T, Tkv, kHeadDim>>, CTA_S, kHeld>;
+template<class T, class Tkv, int CTA_S, int kHeadDim, int kHeld = 1, bool kJoins = true>
+using GetBlockIterFactory = BlockIteratorFactory<T, Tkv, block::Layout<block::Config<T, Tkv, kHeadDim>>, CTA_S, kHeld, kJoins>;

@@ -105,7 +105,7 @@ struct Sm80WarpGmemIterator: BaseGmemIterator<T, Map, SmemLayout> {
 #pragma unroll
         for (int i = 0; i < Map::kIterS; ++i) {
             if (Map::active(Map::index(lane, i))) {
-                const char* const src = Map::index(lane, i) < kPartChunks ? first : second;
+                const char* const src = Map::among(lane, i, kPartChunks) ? first : second;
                 cp_async_16(SmemLayout::copy_step(tile, dst, lane, i), src + i * kWarpSize * kChunkBytes, policy);
             }
         }

@@ -31,7 +31,7 @@ struct Sm70WarpGmemIterator: BaseGmemIterator<T, Map, SmemLayout> {
                      kPartChunks * kChunkBytes;
         }
         Each(lane, portion, [&](int i, int n) {
-            ld_global_once(frag[i], (Map::index(lane, n) < kPartChunks ? first : second) + n * kWarpSize * kChunkBytes);
+            ld_global_once(frag[i], (Map::among(lane, n, kPartChunks) ? first : second) + n * kWarpSize * kChunkBytes);
         });
     }
 

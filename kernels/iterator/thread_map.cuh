@@ -38,6 +38,8 @@ struct WarpLinearMap {
 
     static DEVICE int index(int lane, int i) { return i * kWarpSize + lane; }
     static DEVICE bool active(int index) { return kChunks % kWarpSize == 0 || index < kChunks; }
+    // Whether it is one of the first `chunks`; known when compiling where these are whole iterations.
+    static DEVICE bool among(int lane, int i, int chunks) { return chunks % kWarpSize ? index(lane, i) < chunks : i * kWarpSize < chunks; }
 };
 
 // Every warp moves rows of its own, a part of at most kMinBlockLen at a time: whatever the blocks' length, a part lies in one block, where its

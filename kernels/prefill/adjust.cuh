@@ -4,16 +4,25 @@
 #include "core/softmax.cuh"
 
 // Impl's fragment: element e of pair array j of a slab is row e / 2, key 8 j + e % 2 of the lane's own; Impl::Map says where they begin.
+// In compact kernels a quarter of the scores at a time, and the array turned by as much: moves cost less than four copies of the code do.
 template<class Impl, class Params>
 DEVICE void cap_scores(typename Impl::FragS& frag_s, const Params& p)
 {
+    constexpr int kPairs = 2 * Impl::kKeySteps, kArrays = Impl::kSlabs * kPairs, kTurns = Impl::kCompact ? 4 : 1, kPart = kArrays / kTurns;
+    static_assert(kArrays % kTurns == 0);
+#pragma unroll 1
+    for (int turn = 0; turn < kTurns; ++turn) {
+        float capped[kPart][4];
 #pragma unroll
-    for (int i = 0; i < Impl::kSlabs; ++i) {
-#pragma unroll
-        for (int j = 0; j < 2 * Impl::kKeySteps; ++j) {
+        for (int n = 0; n < kArrays; ++n) {
+            const int next = (n + kPart) % kArrays;
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                frag_s[i][j][e] = softcap(p, frag_s[i][j][e]);
+                float& s = frag_s[n / kPairs][n % kPairs][e];
+                if (n < kPart) {
+                    capped[n][e] = softcap(p, s);
+                }
+                s = next < kPart ? capped[next][e] : frag_s[next / kPairs][next % kPairs][e];
             }
         }
     }

@@ -72,9 +72,8 @@ def test_every_group_has_its_place(kv_dtype: str | None, tile: int) -> None:
                 for low in (0, int(rng.integers(0, length))):
                     first, end = low // tile, -(-length // tile)
                     cut = -(-(end - first) // cuts) if cuts > 0 else -cuts // tile
-                    group = -(-cut // -(-cut // most))
                     origin = first if cuts > 0 else 0
-                    found.append(len({((t - origin) // cut, (t - origin) % cut // group) for t in range(first, end)}))
+                    found.append(len({((t - origin) // cut, (t - origin) % cut // most) for t in range(first, end)}))
             assert max(found) <= spec.group_places(cuts, longest)
             assert cuts > 0 or found[0] == spec.group_places(cuts, longest)
 
