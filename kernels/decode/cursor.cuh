@@ -93,8 +93,25 @@ struct Cursor {
 
     DEVICE int segment(const Params& p) const { return b * slots(p) + slot; }
 
-    // The next segment, which whoever looks ahead has found.
-    DEVICE void follow(const Cursor& ahead) { *this = ahead; }
+    // What is to be known at a segment's first tile.
+    struct Segment {
+        int b, slot, tiles, stop, len, low, start;
+    };
+
+    DEVICE Segment entered_segment() const { return {b, slot, tiles, stop, len, low, start}; }
+
+    // To the first tile of the next segment, which whoever looks ahead has found.
+    DEVICE void follow(const Segment& next)
+    {
+        b = next.b;
+        slot = next.slot;
+        tile = 0;
+        tiles = next.tiles;
+        stop = next.stop;
+        len = next.len;
+        low = next.low;
+        start = next.start;
+    }
 
     // After the last of its tiles: to the beginning of the next segment that has keys, if the range reaches it.
     DEVICE void leave(const Params& p, int end)

@@ -99,11 +99,11 @@ struct CutCursor: Cursor<Params, CTA_S> {
         pause = min(min(tile + kPartTiles, walk().group.end), stop);
     }
 
-    DEVICE void follow(const Base& ahead)
+    DEVICE void follow(const typename Base::Segment& next)
     {
         new_segment = this->done();
         if (new_segment) {
-            Base::follow(ahead);
+            Base::follow(next);
         }
     }
 };

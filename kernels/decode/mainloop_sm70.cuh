@@ -68,7 +68,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages, kWarps, kCom
 
         State state;
         typename Impl::Query query;
-        for (; !place.done(); place.follow(ahead)) {
+        for (; !place.done(); place.follow(ahead.entered_segment())) {
             if (place.entered()) {
                 int heads;
                 const T* const q = query_of(p, place, heads);

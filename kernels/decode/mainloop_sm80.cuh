@@ -24,10 +24,10 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
     // Of the warp, in shared memory: the segment that begins with the warp's tile i, as the tile to load found it. The tile to compute comes there
     // a few tiles later, behind a __syncwarp, and does not look for it again.
     template<class Place>
-    static DEVICE Place& segment_of(u32 i)
+    static DEVICE typename Place::Segment& segment_of(u32 i)
     {
-        __shared__ Place places[kWarps][kStages];
-        return places[opaque((int)threadIdx.x) / kWarpSize][i % kStages];
+        __shared__ typename Place::Segment segments[kWarps][kStages];
+        return segments[opaque((int)threadIdx.x) / kWarpSize][i % kStages];
     }
 
     // Walks the units [place, end) and calls finish(state, place, first tile of the piece) where a piece, a segment or the range ends; place.tile
@@ -60,7 +60,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
                 }
                 DecodeQueries<Impl>::template LookAhead<CacheIterFactory>(p, ahead, cache, end, lane, [&]() {
                     if (lane == 0) {
-                        segment_of<typename Place::Ahead>(i + 1) = ahead;
+                        segment_of<Place>(i + 1) = ahead.entered_segment();
                     }
                 });
             }
@@ -78,7 +78,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
 
         State state;
         typename Impl::Query query;
-        for (u32 i = 0; !place.done(); place.follow(segment_of<typename Place::Ahead>(i))) {
+        for (u32 i = 0; !place.done(); place.follow(segment_of<Place>(i))) {
             if (place.entered()) {
                 int heads;
                 const T* const q = query_of(p, place, heads);
