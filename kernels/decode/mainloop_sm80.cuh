@@ -22,7 +22,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
     using State = typename Impl::Softmax::State;
 
     // Of the warp, in shared memory: the segment that begins with the warp's tile i, as the tile to load found it. The tile to compute comes there
-    // a few tiles later, behind a __syncwarp, and does not look for it again.
+    // a few tiles later, behind a __syncwarp, and does not look for it again; LoadQ's __syncwarps then stand before the place is written anew.
     template<class Place>
     static DEVICE typename Place::Segment& segment_of(u32 i)
     {

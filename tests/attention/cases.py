@@ -163,6 +163,11 @@ def _splits() -> Iterator[Case]:
     for name, lengths in (("long", ((1, 9000), (1, 700))), ("many", ((1, 600), (1, 1), (1, 530)) * 40)):
         why = "a segment that many CTAs share, and CTAs that finish many segments"
         yield Case(f"splits-{name}", why, lengths, num_heads=8, num_kv_heads=2, keywords={"num_splits": "fixed:512", "window_size": 8999})
+    softcap = {"num_splits": "fixed:512", "softcap": 20.0}
+    why = "groups of keys whose parts several warps share, in a general kernel"
+    yield Case(
+        "splits-softcap", why, ((1, 1300), (1, 512), (1, 90)), num_heads=4, num_kv_heads=1, head_dim=64, block_len=16, keywords=softcap
+    )
     yield Case("splits-group20", "packs of heads times cuts", ragged, num_heads=20, num_kv_heads=1, head_dim=64, keywords={"num_splits": 3})
 
 
@@ -318,7 +323,7 @@ _AS_CODES = (
         "scale",
     ),
     *("decode-ramp60", "decode-ramp-60", "decode-ramp400", "prefill-ramp60", "decode-ramp-splits"),
-    *("splits-1", "splits-3", "splits-64", "splits-fixed256", "splits-fixed32", "splits-window", "splits-group20"),
+    *("splits-1", "splits-3", "splits-64", "splits-fixed256", "splits-fixed32", "splits-window", "splits-softcap", "splits-group20"),
     *("mixed", "chunk", "one-token", "one-sequence", "many-sequences", "no-queries", "empty"),
     *("layers", "append", "append-fused", "append-decode", "long", "long-wide", "long-bf16", "long-prefill"),
     *("spoiled-causal", "spoiled-window", "large-decode", "large-decode-block16", "large-decode-group1", "large-prefill", "large-chunk"),

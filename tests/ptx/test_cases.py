@@ -45,6 +45,7 @@ OPTIONS = (
     "splits-fixed256",
     "splits-64",
     "splits-window",
+    "splits-softcap",
     "decode-ramp60",
     "decode-ramp-60",
     "decode-ramp-splits",
