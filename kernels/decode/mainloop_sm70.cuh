@@ -68,7 +68,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages, kWarps, kCom
 
         State state;
         typename Impl::Query query;
-        for (; !place.done(); place.follow(ahead.entered_segment())) {
+        for (; !place.done(); place.leave(p, end)) {  // no register for what the tile to load knows of the next segment
             if (place.entered()) {
                 int heads;
                 const T* const q = query_of(p, place, heads);
