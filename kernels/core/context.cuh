@@ -10,14 +10,13 @@ DEVICE int own_keys(const Params& p, int length)
     return p.cp_size > 1 ? divide(length + (p.cp_size - 1 - p.cp_rank), p.cp_factor, p.cp_shift) : length;
 }
 
-// The same of two lengths.
+// The same of two lengths, by one branch.
 template<class Params>
 DEVICE void own_keys(const Params& p, int& first, int& second)
 {
     if (p.cp_size > 1) {
-        const int before = p.cp_size - 1 - p.cp_rank;
-        first = divide(first + before, p.cp_factor, p.cp_shift);
-        second = divide(second + before, p.cp_factor, p.cp_shift);
+        first = own_keys(p, first);
+        second = own_keys(p, second);
     }
 }
 

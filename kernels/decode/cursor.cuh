@@ -100,8 +100,8 @@ struct Cursor {
 
     DEVICE Segment entered_segment() const { return {b, slot, tiles, stop, len, low, start}; }
 
-    // To the first tile of the next segment, which whoever looks ahead has found.
-    DEVICE void follow(const Segment& next)
+    // After the last of its tiles: to the first one of the next segment, which whoever looks ahead has found.
+    DEVICE void leave(const Segment& next)
     {
         b = next.b;
         slot = next.slot;
@@ -113,7 +113,7 @@ struct Cursor {
         start = next.start;
     }
 
-    // After the last of its tiles: to the beginning of the next segment that has keys, if the range reaches it.
+    // The same where nobody has: to the next segment that has keys, if the range reaches it.
     DEVICE void leave(const Params& p, int end)
     {
         if (stop == tiles) {

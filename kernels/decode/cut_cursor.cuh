@@ -99,19 +99,12 @@ struct CutCursor: Cursor<Params, CTA_S> {
         pause = min(min(tile + kPartTiles, walk().group.end), stop);
     }
 
-    DEVICE void leave(const Params& p, int end)
+    template<class... Next>
+    DEVICE void leave(const Next&... next)
     {
         new_segment = this->done();
         if (new_segment) {
-            Base::leave(p, end);
-        }
-    }
-
-    DEVICE void follow(const typename Base::Segment& next)
-    {
-        new_segment = this->done();
-        if (new_segment) {
-            Base::follow(next);
+            Base::leave(next...);
         }
     }
 };

@@ -78,7 +78,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
 
         State state;
         typename Impl::Query query;
-        for (u32 i = 0; !place.done(); place.follow(segment_of<Place>(i))) {
+        for (u32 i = 0; !place.done(); place.leave(segment_of<Place>(i))) {
             if (place.entered()) {
                 int heads;
                 const T* const q = query_of(p, place, heads);
