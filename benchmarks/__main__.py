@@ -14,7 +14,7 @@ from typing import Any
 import cupy as cp
 
 import pagedattn as pa
-from benchmarks import build, comparison, decode, fused, host, machine, measure, prefill, scale, summary
+from benchmarks import build, comparison, decode, fused, host, machine, measure, placement, prefill, scale, summary
 from benchmarks.measure import Effort
 from benchmarks.work_table import HEAD_DIMS
 
@@ -24,6 +24,7 @@ SECTIONS = {
     "decode": decode.decode,
     "fused": fused.fused,
     "splits": decode.splits,
+    "placement": placement.placement,
     "prefill": prefill.prefill,
     "peers": comparison.peers,
     "scale": scale.scale,

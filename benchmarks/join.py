@@ -16,6 +16,7 @@ SECTIONS = {
     "decode": ("decode",),
     "fused": ("fused",),
     "splits": ("splits",),
+    "placement": ("placement",),
     "prefill": ("prefill",),
     "peers": ("peers", "peers_missing"),
     "scale": ("sweeps",),

@@ -98,6 +98,14 @@ def splits(results: dict[str, Any]) -> str:
     return _table("time, as a multiple of `num_splits=None`", rows, cells)
 
 
+def placement(results: dict[str, Any]) -> str:
+    """Microseconds of one layer, by the order in which sequences have their blocks."""
+    figures = results["placement"]
+    rows = {(f["variant"], f["layers"]): f"{KV[f['variant']]}, {f['layers']} {'layer' if f['layers'] == 1 else 'layers'}" for f in figures}
+    cells = {((f["variant"], f["layers"]), f["order"]): f"{f['us']:.1f}" for f in figures}
+    return _table(f"{figures[0]['row']}, us of a layer", rows, cells)
+
+
 def decode_peers(results: dict[str, Any]) -> str:
     """Microseconds, and how many times ours."""
     return _peers("decode, us (times ours)", results, True, lambda f: f"{f['us']:.0f}" + (f" ({f['ratio']:.2f})" if "ratio" in f else ""))
@@ -145,6 +153,7 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "prefill": prefill,
     "fused": fused,
     "splits": splits,
+    "placement": placement,
     "decode_peers": decode_peers,
     "prefill_peers": prefill_peers,
     "host": host,

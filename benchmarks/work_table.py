@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 
 import pagedattn as pa
 from pagedattn import dtypes
+
+Array = np.ndarray[Any, Any]
 
 TOLERANCE = {"float16": 1e-3, "bfloat16": 8e-3}  # relative, against float64
 HEAD_DIMS = (64, 96, 128, 192, 256)
@@ -76,12 +79,34 @@ PREFILL = (
     Row("P3", (2048,) * 4, (2048,) * 4, 32, 8),
     Row("P4", (512,), (16384,), 32, 8),
 )
+ORDERS = ("random", "in sequence", "in turns")
 BEYOND_L2 = 600_000_000  # bytes that the layers of a cache hold together: ten times the largest L2
 MOST_LAYERS = 512
 
 
+def block_table(blocks: Sequence[int], order: str) -> Array:
+    """Where sequences of so many blocks have them: anywhere, each sequence's side by side as a prompt takes them, or those of all sequences
+    by turns as decode steps take them.
+
+    >>> block_table([2, 1], "in sequence").tolist(), block_table([2, 1], "in turns").tolist()
+    ([[0, 1], [2, 0]], [[0, 2], [1, 0]])
+    """
+    sequence = np.repeat(np.arange(len(blocks)), blocks)
+    place = np.concatenate([np.arange(n) for n in blocks])
+    taken = np.random.default_rng(0).permutation(len(place)) if order == "random" else np.arange(len(place))
+    if order == "in turns":
+        turn = np.lexsort((sequence, place))
+        sequence, place = sequence[turn], place[turn]
+    table = np.zeros((len(blocks), max(blocks)), np.int32)
+    table[sequence, place] = taken
+    return table
+
+
 class Workload:
-    """A row with its cache, in random page order, filled with normal values; `call(i)` runs layer i mod layers."""
+    """A row with its cache, its blocks in one of ORDERS, filled with normal values; `call(i)` runs layer i mod layers.
+
+    Without `layers` there are as many as L2 does not hold together.
+    """
 
     def __init__(
         self,
@@ -91,16 +116,19 @@ class Workload:
         dtype: str = "float16",
         kv_dtype: str | None = None,
         device: str = "cuda",
+        *,
+        layers: int | None = None,
+        order: str = "random",
     ) -> None:
         self.row, self.head_dim, self.dtype = row, head_dim, dtype
         tokens = sum(row.seqlens_k)
         one = pa.BlockLayout(row.num_kv_heads, head_dim, block_len, 1, dtype, kv_dtype)
         self.kv_bytes = tokens * one.token_bytes  # of K and V, with their parameters, that must be read
-        self.layers = min(MOST_LAYERS, BEYOND_L2 // self.kv_bytes + 1) if row.decode else 1
+        self.layers = layers or (min(MOST_LAYERS, BEYOND_L2 // self.kv_bytes + 1) if row.decode else 1)
         blocks = [-(-n // block_len) for n in row.seqlens_k]
-        self.num_blocks = num_blocks = sum(blocks)
+        self.num_blocks = sum(blocks)
         self.cache = pa.KVCache(
-            num_blocks,
+            self.num_blocks,
             num_kv_heads=row.num_kv_heads,
             head_dim=head_dim,
             block_len=block_len,
@@ -109,11 +137,7 @@ class Workload:
             kv_dtype=kv_dtype,
             device=device,
         )
-        order, table, at = np.random.default_rng(0).permutation(num_blocks), np.zeros((len(blocks), max(blocks)), np.int32), 0
-        for b, n in enumerate(blocks):
-            table[b, :n] = order[at : at + n]
-            at += n
-        self.table = table
+        self.table = table = block_table(blocks, order)
         self.batch = pa.Batch(table, row.seqlens_q, row.seqlens_k, disjoint=True, device=device)
         everything = pa.Batch(table, row.seqlens_k, row.seqlens_k, device=device)
         element = dtypes.of(dtype).numpy

@@ -69,6 +69,8 @@ def append(
     layer = checks.layer_of(cache, batch, layer)
     if cp is not None or cache.cp is not None:
         cp = checks.parallel(cp, cache, batch)
+    if k is None:
+        adopt(k, cache.device, "k")  # which refuses it; to write_rows it says that there are no rows
     if stream is None:
         stream = stream_of(k, cache.device)
     elif cache.device.array_type is np.ndarray:

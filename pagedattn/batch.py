@@ -37,7 +37,7 @@ class Batch(BlockTable):
         New tokens of each sequence, and all its tokens, the new ones included. Zero is a length.
     finished : bool array or list (batch_size,), optional
         Sequences to skip: append writes none of their rows, attention leaves theirs of `out=` untouched (zero where it makes the
-        result, -inf in lse), gather gives zeros, and their blocks are not looked at. Their new tokens stay in q, k and v. An array of
+        result, -inf in lse), gather likewise, and their blocks are not looked at. Their new tokens stay in q, k and v. An array of
         bool on the device is used as it is: what it holds when a kernel runs counts.
     unshared : bool
         That no block which takes a new token is in another sequence's row; `KVCache.extend` makes it so. A decode step may then write and

@@ -38,7 +38,7 @@ def build(spec: KernelSpec) -> Kernel:
     >>> kernel.name, kernel.spill_bytes
     ('merge_f16_kvf16_d128_sm80', 0)
     """
-    kernel = _kernels.get(spec)
+    kernel = _kernels.get(spec) if isinstance(spec, KernelSpec) else None
     return _build_once(spec) if kernel is None else kernel
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,17 @@ from pagedattn.values import splits as _splits
 
 _MOST_SHARED = 2**30  # tokens of a sequence that ranks share: positions past its end stay in 32 bits
 _SMALLEST, _LARGEST = 1e-15, 1e15  # of softmax_scale and softcap: their quotients stay in float32
+
+
+class Words(NamedTuple):
+    """What an error calls the things that rows must go with."""
+
+    tokens: str = "the batch's new tokens"
+    owner: str = "the cache's"  # of the dtype and of head_dim
+    remedy: str = "Convert it, or make a cache of that dtype."
+
+
+_CACHE = Words()
 
 
 def splits(num_splits: Any, cache: KVCache) -> int:
@@ -65,17 +76,22 @@ def batch_of(cache: KVCache, batch: Batch, cp: ContextParallel | None = None) ->
         batch.check_cache(cache.layout, cache.pool.shape[0], cp)
 
 
-def queries(q: Any, cache: KVCache, batch: Batch) -> None:
+def queries(q: Any, cache: KVCache, batch: Batch, words: Words = _CACHE) -> None:
     """Query rows, one for each new token."""
-    rows(q, cache, "q", (batch.num_tokens, None, cache.layout.head_dim))
+    rows(q, cache, "q", (batch.num_tokens, None, cache.layout.head_dim), words)
     num_heads, num_kv_heads = q.shape[1], cache.layout.num_kv_heads
     if num_heads == 0 or num_heads % num_kv_heads:
-        raise ArgumentError(f"`q.shape[1]`, the query heads, must be a multiple of the cache's {num_kv_heads} KV heads; got {num_heads}.")
+        raise ArgumentError(f"`q.shape[1]`, the query heads, must be a multiple of {words.owner} {num_kv_heads} KV heads; got {num_heads}.")
 
 
-def output(out: Any, cache: KVCache, shape: tuple[int, ...]) -> None:
+def output(out: Any, cache: KVCache, shape: tuple[int, ...], words: Words = _CACHE) -> None:
     """A place for the result."""
-    rows(out, cache, "out", shape)
+    rows(out, cache, "out", shape, words)
+    token = shape[1] * shape[2] * out.itemsize
+    if shape[0] > 1 and abs(out.strides[0]) < token:
+        raise ArgumentError(
+            f"`out`'s tokens must not overlap: {token} bytes each; got a token stride of {out.strides[0]}. Make a new array."
+        )
     _require_writable(out, "out")
 
 
@@ -91,27 +107,33 @@ def gathered(given: Any, cache: KVCache, name: str, shape: tuple[int, ...], stre
     return found
 
 
+def apart(k: Any, v: Any, cache: KVCache) -> None:
+    """Two contiguous places of one size that share no memory."""
+    first, second = (x.ctypes.data if isinstance(x, np.ndarray) else cache.device.address(x) for x in (k, v))
+    if abs(first - second) < k.nbytes:
+        raise ArgumentError(f"`out`'s two arrays must not overlap; they begin {abs(first - second)} bytes apart and have {k.nbytes} each.")
+
+
 def _require_writable(x: Any, name: str) -> None:
     if isinstance(x, np.ndarray) and not x.flags.writeable:
         raise ArgumentError(f"`{name}` must be writable; got a read-only array.")
 
 
-def rows(rows: Any, cache: KVCache, name: str, shape: tuple[int | None, ...]) -> None:
+def rows(rows: Any, cache: KVCache, name: str, shape: tuple[int | None, ...], words: Words = _CACHE) -> None:
     """A (tokens, heads, dims) array of the cache's device; None in `shape` is any length."""
     device, layout = cache.device, cache.layout
     actual = rows.shape
     if len(actual) != 3:
         raise ArgumentError(f"`{name}` must have 3 dimensions (tokens, heads, head_dim); got shape {tuple(actual)}.")
     if actual != shape:
-        for axis, meaning in enumerate(("the batch's new tokens", "the KV heads", "the cache's head_dim")):
+        for axis, meaning in enumerate((words.tokens, "the KV heads", f"{words.owner} head_dim")):
             if shape[axis] is not None and actual[axis] != shape[axis]:
                 if name == "out":
                     meaning = "that of q"
                 raise ArgumentError(f"`{name}.shape[{axis}]` must equal {meaning}, {shape[axis]}; got {actual[axis]}.")
     if rows.dtype != dtypes.of(layout.dtype).numpy:
-        raise ArgumentError(
-            f"`{name}` must have the cache's dtype, {layout.dtype}; got {rows.dtype.name}. Convert it, or make a cache of that dtype."
-        )
+        got = rows.dtype.name if rows.dtype.isnative else f"{rows.dtype.str}, of another byte order"
+        raise ArgumentError(f"`{name}` must have {words.owner} dtype, {layout.dtype}; got {got}. {words.remedy}")
     strides, width = rows.strides, layout.head_dim * rows.itemsize
     if (strides[2] != rows.itemsize or (strides[1] != width and actual[1] > 1)) and rows.size:
         raise ArgumentError(
@@ -156,7 +178,8 @@ def workspace(given: Any, cache: KVCache, stream: Any = None) -> Any:
 
 
 def positive(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)) or not _SMALLEST <= value <= _LARGEST:
+    number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
+    if not number or not _SMALLEST <= float(value) <= _LARGEST:  # a float16 would round the bounds
         raise ArgumentError(f"`{name}` must be a positive finite number, {_SMALLEST} to {_LARGEST}, or None; got {value!r}.")
     return float(value)
 

@@ -109,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = command("doctor", _doctor, "what is here, and does it work")
     bench = command("bench", _bench, "measure on the GPU; in a checkout")
-    bench.add_argument("--only", type=names, metavar="SECTION,...", help="of build, host, decode, fused, splits, prefill, peers, scale")
+    bench.add_argument(
+        "--only", type=names, metavar="SECTION,...", help="of build, host, decode, fused, splits, placement, prefill, peers, scale"
+    )
     for readable in (demo, precompile, warmup, *stores, show, explain, tune, doctor, bench):
         readable.add_argument("--json", action="store_true", help="print JSON")
     return parser

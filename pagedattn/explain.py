@@ -190,7 +190,8 @@ def _checked(q: Any, cache: KVCache, batch: Batch, **given: Any) -> _Call:
     if cap is not None:
         checks.positive(cap, "softcap")
     splits = 0 if given["num_splits"] is None else checks.splits(given["num_splits"], cache)
-    flag(given["causal"], "causal")
+    for name in ("causal", "return_lse"):
+        flag(given[name], name)
     if stream is None:
         stream = stream_of(q, device)
     elif device.arch is None:

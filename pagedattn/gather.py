@@ -68,6 +68,7 @@ def gather(cache: KVCache, batch: Batch, *, layer: int = 0, cp: Any = None, out:
         if stream is None:
             stream = stream_of(out[0], device)
         k, v = (checks.gathered(x, cache, f"out[{i}]", shape, stream) for i, x in enumerate(out))
+        checks.apart(k, v, cache)
     extras = None if batch.finished is None else resolve(cache, batch)
     with nullcontext() if stream is not None else device.meeting():
         device.run(Problem("gather", layout, batch.pool_of(cache), layer, batch, k=k, v=v, extras=extras, stream=stream))

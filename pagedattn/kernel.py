@@ -82,8 +82,8 @@ class Kernel:
     origin: str
 
     def __call__(self, params: Any, grid: int, stream: Any = None) -> None:
-        """Launch it on the current GPU: the level below every operation. Nothing is checked but the struct's size, and that a kernel which
-        is not general is not asked for what it leaves out.
+        """Launch it on the current GPU: the level below every operation. Nothing is checked but the struct's size, that a kernel which
+        is not general is not asked for what it leaves out, and that factors are there which it divides by.
 
         Parameters
         ----------
@@ -97,11 +97,16 @@ class Kernel:
         Raises
         ------
         ArgumentError
-            A struct of another size, one that asks for what `spec.granted` rules out, or a grid below 1.
+            No struct, one of another size, that asks for what `spec.granted` rules out or lacks a factor, or a grid below 1.
         DeviceFault
             The driver refuses the launch.
         """
-        packed = bytes(params) if isinstance(params, (bytes, bytearray, memoryview)) else params.tobytes()
+        if isinstance(params, (np.void, np.ndarray)):
+            packed = params.tobytes()
+        elif isinstance(params, (bytes, bytearray, memoryview)):
+            packed = bytes(params)
+        else:
+            raise ArgumentError(f"`params` must be a record of pagedattn.AttentionParams, or its bytes; got {type(params).__name__}.")
         if len(packed) != STRUCT_BYTES:
             raise ArgumentError(f"`params` must be one AttentionParams, {STRUCT_BYTES} bytes; got {len(packed)}.")
         asked = np.frombuffer(packed, AttentionParams)[0]
@@ -111,6 +116,14 @@ class Kernel:
                     f"`params` of {self.name} must have {name} {value}, which its code takes for granted; got {asked[name]}. Compile its "
                     "spec with general=True and fused=False."
                 )
+        op, cut = self.spec.op, self.spec.splits == "cut"
+        for name, needed in {
+            "packs_factor": op == "decode" and asked["head_packs"] > 1,
+            "cp_factor": op in ("decode", "prefill", "varlen") and asked["cp_size"] > 1,
+            "splits_factor": op == "decode" and cut,
+        }.items():
+            if needed and not asked[name]:
+                raise ArgumentError(f"`params` of {self.name} must have {name} and its shift, by which the kernel divides; got 0.")
         if not 1 <= (whole(grid) or 0) < 2**31:
             raise ArgumentError(f"`grid` must be a positive integer below 2**31; got {grid!r}.")
         Kernel.launcher(self, packed, int(grid), stream)

@@ -146,7 +146,7 @@ def paged_attention(
     window = 0 if window_size is None else checks.window(window_size)
     cap = 0.0 if softcap is None else checks.positive(softcap, "softcap")
     splits = 0 if num_splits is None else checks.splits(num_splits, cache)
-    causal, return_lse = flag(causal, "causal"), return_lse or cp is not None
+    causal, return_lse = flag(causal, "causal"), flag(return_lse, "return_lse") or cp is not None
     if stream is None:
         stream = stream_of(q, device)
     elif device.array_type is np.ndarray:

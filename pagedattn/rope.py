@@ -11,7 +11,7 @@ import numpy as np
 
 from pagedattn import rope_kinds
 from pagedattn.errors import ArgumentError
-from pagedattn.rope_kinds import AXES, OWN, check
+from pagedattn.rope_kinds import AXES, OWN, STRETCHED, check
 from pagedattn.values import flag, whole
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Rope:
     base : float
         Pair d turns with base**(-2d / dim) radians a token, before the kind changes that.
     factor : float
-        By how much the context is stretched.
+        By how much the context is stretched: linear, dynamic, yarn, llama3.
     interleaved : bool
         Pairs are (2i, 2i + 1), as in GPT-J and TurboMind; False: (i, i + dim / 2), as in Hugging Face.
     max_position : int
@@ -95,6 +95,8 @@ class Rope:
                 raise ArgumentError(f"kind {kind!r} needs `{name}`; it has no default.")
         for name, value in {"base": base, "factor": factor, **values}.items():
             check(name, value)
+        if factor != 1 and kind not in STRETCHED:
+            raise ArgumentError(f"kind {kind!r} stretches nothing: `factor` must be 1; got {factor!r}. {', '.join(STRETCHED)} do.")
         if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
             raise ArgumentError(
                 f"`high_freq_factor` must be above low_freq_factor, {values['low_freq_factor']}; got {values['high_freq_factor']}."

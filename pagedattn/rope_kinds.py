@@ -28,6 +28,7 @@ OWN: dict[str, dict[str, Any]] = {
     "llama3": {"max_position": ..., "low_freq_factor": 1.0, "high_freq_factor": 4.0, **_MROPE},
     "mrope": {**_MROPE, "mrope_section": ...},
 }
+STRETCHED = ("linear", "dynamic", "yarn", "llama3")  # kinds that `factor` is for
 AXES = 3  # of mrope's positions
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pagedattn.errors import ArgumentError
+from pagedattn.values import whole
 
 Array = np.ndarray[Any, Any]
 
@@ -105,7 +106,7 @@ class SequenceTable:
             ids = list(sequences)
         except TypeError:
             raise ArgumentError(f"`sequences` must be a list of ids; got {sequences!r}.") from None
-        known = set(map(type, ids)) <= {int} or all(isinstance(s, (int, np.integer)) for s in ids)
+        known = set(map(type, ids)) <= {int}
         rows = list(map(self._rows.get, ids)) if known else [self._rows[s] if self._is_known(s) else None for s in ids]
         if None in rows:
             raise ArgumentError(self._unknown(ids[rows.index(None)]))
@@ -115,7 +116,7 @@ class SequenceTable:
         return np.array(rows, np.intp)
 
     def _is_known(self, sequence: object) -> bool:
-        return isinstance(sequence, (int, np.integer)) and sequence in self._rows
+        return whole(sequence) is not None and sequence in self._rows
 
     def _unknown(self, sequence: object) -> str:
         return f"a sequence must be an id from new_sequence() or fork() that has not been freed; got {sequence!r}. {len(self)} are alive."

@@ -161,16 +161,24 @@ def selected(
     return found
 
 
-def table(device: str | Device | None = None) -> TableInUse:
-    """The rows that a device uses, each with where it comes from."""
+def table(
+    device: str | Device | None = None,
+    *,
+    ops: Iterable[str] | str | None = None,
+    head_dims: Iterable[int] | int | None = None,
+    kv_dtypes: Iterable[str] | str | None = None,
+    groups: Iterable[int] | int | None = None,
+) -> TableInUse:
+    """The rows that a device uses, all or those that `tune` would measure, each with where it comes from."""
     target = devices.get(device)
     if target.arch is None or target.source is None:
         raise UnsupportedError(f"device {target.name} runs no kernels and has no tuning table. Name another, such as 'interpreter:sm_90'.")
     names = target.arch.name, target.source.name
+    wanted = selected(names[1], ops, head_dims, kv_dtypes, groups)
     found: list[tuple[Key, tuned.Row]] = []
     for op, packs in (("decode", HEAD_PACKS), ("prefill", (0,))):
         for key in (Key(op, head_dim, heads, bits) for head_dim in HEAD_DIMS for heads in packs for bits in tuned.STORED):
-            if tuning.rows(target.source.mma, key):
+            if key in wanted and tuning.rows(target.source.mma, key):
                 stored = tuned.STORED[key.bits] or "float16"
                 spec = dispatch.spec_for(op, "float16", stored, key.head_dim, *names, key.heads or None, model=target.model)
                 long = tuned.for_long(spec, target.model) if op == "prefill" else None

@@ -34,15 +34,13 @@ def run(arguments: argparse.Namespace) -> Any:
         if arguments.json:
             return {"removed": None if path is None else str(path)}
         return "no rows were tuned for this GPU: nothing to remove" if path is None else f"{path} removed"
+    wanted = {"ops": arguments.only, "head_dims": arguments.head_dim, "kv_dtypes": arguments.kv_dtype, "groups": arguments.group}
     if arguments.show:
-        found: Any = table(arguments.device)
+        found: Any = table(arguments.device, **wanted)
     else:
         found = tune(
             arguments.device,
-            ops=arguments.only,
-            head_dims=arguments.head_dim,
-            kv_dtypes=arguments.kv_dtype,
-            groups=arguments.group,
+            **wanted,
             quick=arguments.quick,
             seconds=arguments.seconds,
             dry_run=arguments.dry_run,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pagedattn.devices.base import Device
 
 _BLOCK_LEN = 64
+_Q_WORDS, _K_WORDS = (checks.Words(f"the total of cu_seqlens_{x}", "k's", "Convert it.") for x in "qk")
 _MOST_ROW_BYTES = 1 << 24  # from one token of k or v to the next: 64 of them stay in int32
 
 
@@ -110,13 +111,13 @@ def varlen_attention(
     space: Any = _Space(target, _layout(keys))
     with target.using(stream):
         batch = _batch(cu_seqlens_q, cu_seqlens_k, target)
-    checks.queries(rows, space, batch)
+    checks.queries(rows, space, batch, _Q_WORDS)
     for name, x in (("k", keys), ("v", values)):
-        checks.rows(x, space, name, (batch.total_k, space.layout.num_kv_heads, space.layout.head_dim))
+        checks.rows(x, space, name, (batch.total_k, space.layout.num_kv_heads, space.layout.head_dim), _K_WORDS)
         if x.strides[0] > _MOST_ROW_BYTES:
             raise ArgumentError(f"`{name}`'s token stride must be at most {_MOST_ROW_BYTES} bytes; got {x.strides[0]}. Copy it.")
     changes: dict[str, Any] = {"q_bias": q_bias, "logn_max_position": logn_max_position}
-    causal = flag(causal, "causal")
+    causal, return_lse = flag(causal, "causal"), flag(return_lse, "return_lse")
     with target.using(stream):
         options: dict[str, Any] = {"alibi_slopes": checks.slopes(alibi_slopes, space), "mask": checks.mask(mask)}
     if not (rope is q_bias is logn_max_position is None):  # queries change on their way beside keys that go into a cache
@@ -150,7 +151,7 @@ def varlen_attention(
         out = room_like(q, rows.shape) if out is None else out
         lse = room_like(q, rows.shape[:2], "float32") if lse is None and return_lse else lse
     found = target.empty(rows.shape, rows.dtype, stream) if out is None else adopt(out, target, "out", stream=stream, written=True)
-    checks.output(found, space, rows.shape)
+    checks.output(found, space, rows.shape, _Q_WORDS)
     if sinks is not None:
         sinks = checks.sinks(sinks, space, rows.shape[1], stream)
     room = target.empty(rows.shape[:2], np.float32, stream) if lse is None and return_lse else None
@@ -204,6 +205,10 @@ def _batch(cu_seqlens_q: Any, cu_seqlens_k: Any, device: Device) -> Batch:
             what = f"{found.dtype} of shape {found.shape}: {np.array2string(found.reshape(-1)[:9], separator=', ')}"
             raise ArgumentError(f"`{name}` must be integers that rise from 0, in one row, one more than sequences; got {what}.")
         lengths.append(np.diff(found.astype(np.int64)))
+    if len(lengths[0]) != len(lengths[1]):
+        raise ArgumentError(
+            f"`cu_seqlens_q` and `cu_seqlens_k` must be of the same sequences; got {len(lengths[0])} and {len(lengths[1])} of them."
+        )
     return Batch(np.zeros((len(lengths[0]), 0), np.int32), *lengths, device=device)
 
 

@@ -235,9 +235,12 @@ struct DecodeQuantImpl {
             const u32 zero1 = fma_rn_x2<T>(scale1, Code::kMiddlePair, prmt(param[u + 1], param[u + 1 + kLaneKeys], 0x7632));
 #pragma unroll
             for (int n = 0; n < kHeadTiles; ++n) {
-                ZeroSum(state, n, zero0, zero1, frag_p, u);
-                frag_p[n][u] = mul_rn_x2<T>(frag_p[n][u], scale0);
-                frag_p[n][u + 1] = mul_rn_x2<T>(frag_p[n][u + 1], scale1);
+                SumRows(state, n, zero0, zero1, frag_p, u);
+                frag_p[n][u] = mul_rn_x2<T>(frag_p[n][u], turned(u) ? negative(scale0) : scale0);
+                frag_p[n][u + 1] = mul_rn_x2<T>(frag_p[n][u + 1], turned(u) ? negative(scale1) : scale1);
+                if (Code::kTurns) {
+                    SumRows(state, n, negative(Code::kMiddlePair), negative(Code::kMiddlePair), frag_p, u);
+                }
             }
         }
         const u32 tile = slot + kValueOffset, lane_base = tile + SmemLayoutV::group_offset(t, g * 4 * kValueWords);
@@ -258,7 +261,8 @@ struct DecodeQuantImpl {
                     const u32 x[2] = {prmt(x0, x1, 0x5410), prmt(x0, x1, 0x7632)}, y[2] = {prmt(y0, y1, 0x5410), prmt(y0, y1, 0x7632)};
 #pragma unroll
                     for (int i = 0; i < kWordTiles; ++i) {
-                        const u32 a[4] = {value(x, i, 0), value(x, i, 1), value(y, i, 0), value(y, i, 1)};
+                        const u32 a[4] = {value(x, i, 0, turned(u)), value(x, i, 1, turned(u)), value(y, i, 0, turned(u)),
+                                          value(y, i, 1, turned(u))};
                         Accumulate(state, (j * kValueWords + w) * kWordTiles + i, a, frag_p, u);
                     }
                 }
@@ -279,14 +283,16 @@ struct DecodeQuantImpl {
                           y = prmt(frag_v[u + 1], frag_v[u + 1 + kLaneKeys], selector);
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
-                    const u32 a[4] = {Code::low(x >> 8 * i), Code::high(x >> 8 * i), Code::low(y >> 8 * i), Code::high(y >> 8 * i)};
+                    const u32 a[4] = {Code::low(x >> 8 * i, turned(u)), Code::high(x >> 8 * i, turned(u)), Code::low(y >> 8 * i, turned(u)),
+                                      Code::high(y >> 8 * i, turned(u))};
                     Accumulate(state, kWholePairs + i, a, frag_p, u);
                 }
             }
         }
     }
 
-    // V's zeros join O: sum p (code - middle) scale + sum p (zero + middle scale).
+    // V's zeros join O: sum p (code - middle) scale + sum p (zero + middle scale). Where codes turn, the first is the sum of p scale code and, of
+    // turned ones, -p scale (most - code), less that of the middle times the same +-p scale.
     static DEVICE void Finish(State& state)
     {
         Softmax::Finish(state);
@@ -296,7 +302,8 @@ struct DecodeQuantImpl {
             for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
-                    state.frag_o[i][n][e] += state.frag_l[n][e & 1];
+                    state.frag_o[i][n][e] =
+                        fmaf(state.frag_o[i][n][e], Code::kUnit[i < kWholePairs ? i % 2 : e / 2], state.frag_l[n][e & 1]);
                 }
             }
         }
@@ -332,14 +339,18 @@ private:
         }
     }
 
-    // Centred codes of tile i's first or second dim, of two keys; x are the low and the high halves of their words.
-    static DEVICE u32 value(const u32 (&x)[2], int i, int second)
+    // Of a lane's keys of V, half: those of every second mma.
+    static DEVICE bool turned(int u) { return Code::kTurns && u >= kLaneKeys / 2; }
+    static DEVICE u32 negative(u32 pair) { return pair ^ 0x80008000u; }
+
+    // Codes of tile i's first or second dim, of two keys, as V's operands are; x are the low and the high halves of their words.
+    static DEVICE u32 value(const u32 (&x)[2], int i, int second, bool turn)
     {
         if (kBits == 8) {
-            return second ? Code::high(x[i]) : Code::low(x[i]);
+            return second ? Code::high(x[i], turn) : Code::low(x[i], turn);
         }
         const u32 nibbles = x[second] >> 8 * (i / 2);
-        return i % 2 ? Code::high(nibbles) : Code::low(nibbles);
+        return i % 2 ? Code::high(nibbles, turn) : Code::low(nibbles, turn);
     }
 
     static DEVICE void Accumulate(State& state, int tile, const u32 (&a)[4], const FragP& frag_p, int u)
@@ -350,11 +361,12 @@ private:
         }
     }
 
-    // sum p * zero of 16 keys: every row of the product is the same, and its lower half is not kept.
-    static DEVICE void ZeroSum(State& state, int n, u32 zero0, u32 zero1, const FragP& frag_p, int u)
+    // Adds p times a number of each key, for 16 keys, to what joins all dims of O. Every row of the product is the same, and its lower half is
+    // not kept.
+    static DEVICE void SumRows(State& state, int n, u32 numbers0, u32 numbers1, const FragP& frag_p, int u)
     {
         float sum[4] = {state.frag_l[n][0], state.frag_l[n][1], 0.f, 0.f};
-        mma_k16<Arch, T>(sum, {zero0, 0, zero1, 0}, {frag_p[n][u], frag_p[n][u + 1]});
+        mma_k16<Arch, T>(sum, {numbers0, 0, numbers1, 0}, {frag_p[n][u], frag_p[n][u + 1]});
         state.frag_l[n][0] = sum[0];
         state.frag_l[n][1] = sum[1];
     }

@@ -64,6 +64,11 @@ class Site:
     passes: int = 0
     conflicts: int = 0
 
+    @property
+    def opcode(self) -> str:
+        """The instruction without its predicate and operands."""
+        return next(word for word in self.instruction.split() if not word.startswith("@"))
+
 
 @dataclass(slots=True)
 class Counts:
@@ -102,8 +107,8 @@ class Counts:
         return total
 
     def conflicts(self, opcode: str = "") -> int:
-        """Extra passes over the banks of shared memory, by instructions whose text begins with `opcode`."""
-        return sum(s.conflicts for s in self.shared_sites.values() if s.instruction.startswith(opcode))
+        """Extra passes over the banks of shared memory, by instructions that begin with `opcode`."""
+        return sum(s.conflicts for s in self.shared_sites.values() if s.opcode.startswith(opcode))
 
     def add(self, other: Counts) -> None:
         """Add another launch, or another part of this one."""
@@ -139,7 +144,7 @@ class Counts:
         sites = [
             [
                 str(s.lines[0]) if s.lines else f"PTX line {s.ptx_line}",
-                s.instruction.split(" ")[0],
+                s.opcode,
                 f"{s.requests:,}",
                 f"{s.passes:,}",
                 f"{s.conflicts:,}",

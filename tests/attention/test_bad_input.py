@@ -83,6 +83,11 @@ def shape(*sizes: int, dtype: Any = np.float16) -> Callable[[Setup], Any]:
     return lambda s: s.array(sizes, dtype)
 
 
+def _gather_twice(s: Setup) -> Any:
+    rows = s.array((25, 2, 64))
+    return pa.gather(s.cache, s.batch, out=(rows, rows))
+
+
 BAD: dict[str, tuple[Call, str]] = {
     "q-list": (attend(q=value([[1.0]])), "`q` must be an array.*got list"),
     "q-rank": (attend(q=shape(4, 512)), "`q` must have 3 dimensions"),
@@ -114,6 +119,9 @@ BAD: dict[str, tuple[Call, str]] = {
     "scale-zero": (attend(softmax_scale=value(0.0)), "`softmax_scale` must be a positive finite number"),
     "scale-nan": (attend(softmax_scale=value(float("nan"))), "`softmax_scale`"),
     "scale-text": (attend(softmax_scale=value("auto")), "`softmax_scale`.*'auto'"),
+    "scale-float16-zero": (attend(softmax_scale=value(np.float16(0))), "`softmax_scale` must be a positive finite number"),
+    "scale-float16-infinite": (attend(softmax_scale=value(np.float16("inf"))), "`softmax_scale` must be a positive finite number"),
+    "softcap-float16-zero": (attend(softcap=value(np.float16(0))), "`softcap` must be a positive finite number"),
     "softcap-negative": (attend(softcap=value(-1.0)), "`softcap` must be a positive finite number"),
     "softcap-infinite": (attend(softcap=value(float("inf"))), "`softcap`"),
     "window-zero": (attend(window_size=value(0)), "`window_size` must be a positive integer"),
@@ -122,6 +130,15 @@ BAD: dict[str, tuple[Call, str]] = {
     "causal-array": (attend(causal=value(np.array([True, False]))), "`causal` must be True or False; got array"),
     "causal-none": (attend(causal=value(None)), "`causal` must be True or False; got None"),
     "causal-text": (attend(causal=value("no")), "`causal` must be True or False; got 'no'"),
+    "lse-text": (attend(return_lse=value("no")), "`return_lse` must be True or False; got 'no'"),
+    "lse-number": (attend(return_lse=value(1)), "`return_lse` must be True or False; got 1"),
+    "explain-lse-none": (explain(return_lse=value(None)), "`return_lse` must be True or False; got None"),
+    "k-none": (append(k=value(None)), "`k` must be an array.*got NoneType"),
+    "k-and-v-none": (append(k=value(None), v=value(None), rope=value(pa.Rope())), "`k` must be an array.*got NoneType"),
+    "v-none": (append(v=value(None)), "`v` must be an array.*got NoneType"),
+    "gather-twice": (_gather_twice, "`out`'s two arrays must not overlap; they begin 0 bytes apart and have 6400 each"),
+    "free-bool": (lambda s: s.cache.free(True), "a sequence must be an id from new_sequence.*got True"),
+    "extend-bool": (lambda s: s.cache.extend([True], [1]), "a sequence must be an id from new_sequence.*got True"),
     "layer-array": (attend(layer=value(np.array([0, 1]))), "`layer` must be an integer"),
     "stream-text": (attend(stream=value("main")), "`stream` must be an address, a CuPy or PyTorch stream.*got str"),
     "stream-text-append": (append(stream=value("main")), "`stream` must be an address.*got str"),
@@ -271,6 +288,31 @@ def test_read_only_out() -> None:
     with pytest.raises(pa.ArgumentError, match="`out` must be writable"):
         setup.attend()
     assert setup.state() == setup.before
+
+
+@pytest.mark.parametrize("step", [8, -8, 0])
+def test_out_whose_tokens_overlap(step: int) -> None:
+    setup = Setup("cpu")
+    room = np.zeros((64, 64), np.float16)
+    out = np.lib.stride_tricks.as_strided(room[24:], (4, 8, 64), (step * 64, 128, 2))
+    with pytest.raises(pa.ArgumentError, match="`out`'s tokens must not overlap: 1024 bytes each; got a token stride of"):
+        setup.attend(out=out)
+    assert not room.any()
+    assert setup.state() == setup.before
+
+
+def test_bytes_in_another_order() -> None:
+    setup = Setup("cpu")
+    with pytest.raises(pa.ArgumentError, match="`q` must have the cache's dtype, float16; got >f2, of another byte order"):
+        setup.attend(q=setup.q.astype(">f2"))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    setup = Setup("cpu")
+    numbers = {"softmax_scale": np.float16(0.5), "softcap": np.float16(30)}
+    with np.errstate(all="raise"):
+        found = setup.attend(**numbers).copy()
+    np.testing.assert_array_equal(found, setup.attend(**{name: float(x) for name, x in numbers.items()}))
 
 
 @pytest.mark.parametrize("slope", [np.nan, np.inf])

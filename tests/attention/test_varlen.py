@@ -71,6 +71,8 @@ def test_rope_turns_keys_too(device: str) -> None:
     ("keywords", "text"),
     [
         ({"causal": "no"}, "`causal` must be True or False"),
+        ({"return_lse": "no"}, "`return_lse` must be True or False; got 'no'"),
+        ({"out": np.zeros((3, 2, 64), np.float32)}, "`out` must have k's dtype, float16; got float32. Convert it."),
         ({"mask": [[True], [True, False]]}, "`mask` must"),
         ({"alibi_slopes": np.array([1.0, np.nan], np.float32)}, "`alibi_slopes` must be finite"),
         ({"logn_max_position": np.array([4, 5])}, "`logn_max_position` must be an integer"),
@@ -102,8 +104,11 @@ def test_refused() -> None:
     q = k = v = np.ones((5, 2, 64), np.float16)
     good = [0, 3, 5]
     for arguments, keywords, text in (
-        ((q, k, v, [0, 3, 4], good), {}, r"`q.shape\[0\]` must equal the batch's new tokens, 4; got 5"),
-        ((q, k, v, good, [0, 3, 6]), {}, r"`k.shape\[0\]` must equal the batch's new tokens, 6; got 5"),
+        ((q, k, v, [0, 3, 4], good), {}, r"`q.shape\[0\]` must equal the total of cu_seqlens_q, 4; got 5"),
+        ((q, k, v, good, [0, 3, 6]), {}, r"`k.shape\[0\]` must equal the total of cu_seqlens_k, 6; got 5"),
+        ((q, k, v.astype(np.float32), good, good), {}, "`v` must have k's dtype, float16; got float32. Convert it."),
+        ((q, k, v, good, [0, 5]), {}, "`cu_seqlens_q` and `cu_seqlens_k` must be of the same sequences; got 2 and 1 of them"),
+        ((np.ones((5, 3, 64), np.float16), k, v, good, good), {}, r"`q.shape\[1\]`, the query heads, must be a multiple of k's 2 KV heads; got 3"),
         ((q, k, v, [1, 3, 5], good), {}, "`cu_seqlens_q` must be integers that rise from 0"),
         ((q, k, v, good, [0, 6, 5]), {}, "`cu_seqlens_k` must be integers that rise from 0"),
         ((q, k, v, [0.0, 5.0], [0, 5]), {}, "`cu_seqlens_q` must be integers"),

@@ -56,6 +56,11 @@ def result() -> dict[str, Any]:
         "prefill": prefill,
         "fused": [{"row": "D1", "kv_dtype": kv, "decode_us": 40.0, "two_us": 42.5, "one_us": 40.1} for kv in ("float16", "int8", "int4")],
         "splits": [{"row": "D3", "variant": f"{summary.PLAIN}{kv}", "keys": 512, "us": 300.0, "balanced_us": 240.0} for kv in KV],
+        "placement": [
+            {"row": "D3", "variant": summary.PLAIN, "layers": n, "order": order, "us": 240.0 + n}
+            for n in (1, 32)
+            for order in ("random", "in sequence")
+        ],
         "peers": peers,
         "peers_missing": {"flashinfer": "not installed"},
         "host_us": dict.fromkeys(tables.HOST, 4.0),
@@ -84,6 +89,8 @@ def test_tables_say_what_was_measured() -> None:
     assert "not measured: flashinfer." in tables.prefill_peers(result())
     assert '| int8, `"fixed:512"` | 1.25 |' in tables.splits(result())
     assert "| 16 bits | 40.0 / 42.5 / 40.1 |" in tables.fused(result())
+    assert "| D3, us of a layer | random | in sequence |" in tables.placement(result())
+    assert "| 16 bits, 32 layers | 272.0 | 272.0 |" in tables.placement(result())
     assert "commit 0123456, driver 1.2, CuPy 14, NVRTC 13.0; the card read at 4.60 TB/s" in tables.device(result())
 
 
@@ -104,7 +111,7 @@ def test_results_of_several_runs_are_joined(tmp_path: Path, monkeypatch: pytest.
     assert "| int4 | 200 (0.95) |" in tables.decode(whole)
     assert tables.prefill(whole) == tables.prefill(result())
     assert "- decode: commit fed, driver 1.2, CuPy 14, NVRTC 13.0; the card read at 4.50 TB/s" in tables.device(whole)
-    assert "- host, fused, splits, prefill, peers, scale: commit 0123456, driver" in tables.device(whole)
+    assert "- host, fused, splits, placement, prefill, peers, scale: commit 0123456, driver" in tables.device(whole)
     assert whole["summary"] == summary.of(whole)
     for other in ({**later, "device": "Another GPU"}, {**later, "quick": True}):
         with pytest.raises(SystemExit, match="one kind of device and not quick"):

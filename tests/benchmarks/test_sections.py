@@ -13,16 +13,20 @@ from benchmarks.peers import Form, Peer, UnfitError
 
 cp = pytest.importorskip("cupy", reason="CuPy is not installed")
 
-from benchmarks import comparison, decode, measure, prefill, scale, work_table  # noqa: E402  # they import CuPy
+from benchmarks import comparison, decode, measure, placement, prefill, scale, work_table  # noqa: E402  # they import CuPy
 from benchmarks.measure import Effort  # noqa: E402
 
 
 class Work:
     """A workload of which every call is right and takes a microsecond for each megabyte or gigaflop."""
 
-    layers, wrong = 3, ""
+    wrong = ""
 
-    def __init__(self, row: Any, head_dim: int = 128, block_len: int = 64, dtype: str = "float16", kv_dtype: str | None = None) -> None:
+    def __init__(
+        self, row: Any, head_dim: int = 128, block_len: int = 64, dtype: str = "float16", kv_dtype: str | None = None, **where: Any
+    ) -> None:
+        assert set(where) <= {"layers", "order"}
+        self.layers = where.get("layers") or 3
         self.row, self.head_dim, self.dtype = row, head_dim, dtype
         self.kv_bytes = sum(row.seqlens_k) * row.num_kv_heads * head_dim * {None: 4, "int8": 2, "int4": 1}[kv_dtype]
 
@@ -37,7 +41,7 @@ class Work:
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Of a run that has measured its ceilings."""
-    for module in (decode, prefill, scale, comparison):
+    for module in (decode, placement, prefill, scale, comparison):
         monkeypatch.setattr(module, "Workload", Work)
     for name in ("events", "graph", "sustained"):
         monkeypatch.setattr(measure, name, lambda call, *given, **keywords: call(1))
@@ -47,7 +51,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def run(results: dict[str, Any], effort: Effort) -> None:
-    for section in (decode.decode, decode.splits, prefill.prefill, comparison.peers, scale.scale):
+    for section in (decode.decode, decode.splits, placement.placement, prefill.prefill, comparison.peers, scale.scale):
         section(results, effort)
 
 
@@ -67,6 +71,8 @@ def test_sections_write_what_the_rest_reads(results: dict[str, Any], peers: None
     for part in ("decode", "prefill"):
         assert [f["share"] for f in results[part]] == pytest.approx([0.5] * len(results[part]))
     assert {f["us"] / f["balanced_us"] for f in results["splits"]} == {2.0}
+    places = [(f["variant"], f["layers"], f["order"]) for f in results["placement"]]
+    assert len(set(places)) == len(places) == 3 * 2 * 3
     assert {f["ratio"] for f in results["peers"] if f["peer"] == "half as fast"} == {2.0}
     assert {f["why"] for f in results["peers"] if f["peer"] == "none"} == {"not today"}
     assert {(f["row"], f["head_dim"]) for f in results["peers"]} >= {("D7", 128), ("P1", 64), ("P3", 256)}
@@ -96,6 +102,15 @@ def test_no_figures_on_red(wrong: str, results: dict[str, Any], peers: None, mon
     monkeypatch.setattr(Work, "wrong", wrong)
     with pytest.raises(SystemExit, match=r"relative error 5\.00e-01 against float64, more than 1e-03"):
         run(results, Effort(quick=True))
+
+
+@pytest.mark.parametrize("order", work_table.ORDERS)
+def test_every_block_stands_once_in_a_table(order: str) -> None:
+    table = work_table.block_table([3, 1, 2], order)
+    taken = [*table[0], table[1, 0], *table[2, :2]]
+    assert sorted(taken) == list(range(6))
+    if order != "random":
+        assert taken == {"in sequence": [0, 1, 2, 3, 4, 5], "in turns": [0, 3, 5, 1, 2, 4]}[order]
 
 
 def test_sweeps_end_where_memory_does(results: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

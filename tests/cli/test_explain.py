@@ -32,6 +32,11 @@ def test_tune_shows_the_shipped_table(home: Path, run) -> None:
     assert "prefill d128 16-bit     q128_s64x2_w4_c1_p8     row 3 of 3 of the shipped table" in out.splitlines()
     lines = run("tune", "--show", "--device", "interpreter:sm_90")[1].splitlines()
     assert "prefill d128 16-bit     q256_s64x2_w8_c1_p8     row for long sequences of the shipped table" in lines
+    some = run(
+        "tune", "--show", "--device", "interpreter:sm_90", "--only", "decode", "--head-dim", "64", "--group", "4", "--kv-dtype", "int8"
+    )
+    assert [line.split("  ")[0] for line in some[1].splitlines()[1:]] == ["decode d64 h8 8-bit"]
+    assert run("tune", "--show", "--device", "interpreter:sm_90", "--head-dim", "65")[0] == 1
     report = json.loads(run("tune", "--show", "--device", "interpreter:sm_70", "--json")[1])
     assert {row["op"] for row in report["rows"]} == {"decode", "prefill"}
     assert not home.exists()

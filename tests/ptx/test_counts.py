@@ -144,10 +144,10 @@ def test_the_table_says_what_was_counted() -> None:
 
 def test_sectors_and_banks_of_known_patterns() -> None:
     """One warp: 4-byte reads 8 bytes apart move twice what they use; 4-byte writes 8 bytes apart take two passes, 128 bytes apart 32."""
-    body = """mov.u32 %tmp0, room;
+    body = """mov.u32 %tmp0, room; .reg .pred %there; setp.lt.u32 %there, %lane, 32;
     mad.lo.u32 %tmp1, %lane, 8, %tmp0; st.shared.u32 [%tmp1], %lane;
     mad.lo.u32 %tmp1, %lane, 128, %tmp0; st.shared.u32 [%tmp1], %lane;
-    mad.lo.u32 %tmp1, %lane, 16, %tmp0; st.shared.v4.u32 [%tmp1+8192], {%lane, %lane, %lane, %lane};
+    mad.lo.u32 %tmp1, %lane, 16, %tmp0; @%there st.shared.v4.u32 [%tmp1+8192], {%lane, %lane, %lane, %lane};
     ld.param.u64 %base, [in0_p]; mul.wide.u32 %at, %lane, 8; add.s64 %at, %base, %at; ld.global.u32 %tmp2, [%at];"""
     source = text(
         body.replace(
@@ -162,6 +162,7 @@ def test_sectors_and_banks_of_known_patterns() -> None:
     first = -room.ctypes.data % 64 // 4  # 64 values that begin with a sector
     counts = ptx.run(source, 1, 32, [room[first : first + 64]], counts=True)
     assert [s.passes for s in sorted(counts.shared_sites.values(), key=lambda s: s.ptx_line)] == [2, 32, 4]
+    assert {row[1] for _, _, rows in counts.rows()[1:2] for row in rows} == {"st.shared.u32", "st.shared.v4.u32"}
     assert [s.conflicts for s in sorted(counts.shared_sites.values(), key=lambda s: s.ptx_line)] == [1, 31, 0]
     traffic = counts.bytes_of("in0_p")
     assert (traffic.requests, traffic.useful_bytes, traffic.moved_bytes) == (2, 256, 128 + 256)

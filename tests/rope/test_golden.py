@@ -85,6 +85,7 @@ def test_far_positions_are_as_exact_as_near_ones(device: str, interleaved: bool)
         ({"base": 1.0}, "`base` must be above 1"),
         ({"base": float("nan")}, "`base` must be a positive finite number"),
         ({"factor": 0}, "`factor` must be a positive finite number"),
+        ({"factor": 8.0}, "kind 'default' stretches nothing: `factor` must be 1; got 8.0. linear, dynamic, yarn, llama3 do."),
         ({"beta_fast": 32}, "`beta_fast` is no keyword of kind 'default', whose own are: mrope_section, mrope_interleaved"),
         ({"kind": "yarn"}, "kind 'yarn' needs `max_position`"),
         ({"kind": "yarn", "max_position": -1}, "`max_position` must be a positive finite number"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pagedattn import build
 from pagedattn.errors import ArgumentError
 from pagedattn.kernel import Kernel, Usage, usage
 from pagedattn.nvrtc import Compiled
@@ -62,15 +63,20 @@ def test_kernel() -> None:
         ({"general": True, "fused": True}, {"adjust": 1, "cp_size": 4}, "must have cp_size 1, .*; got 4"),
         ({"op": "prefill"}, {"adjust": 1}, "must have adjust 0, .*; got 1"),
         ({"op": "varlen"}, {"adjust": 1}, "must have adjust 0, .*; got 1"),
-        ({"op": "prefill"}, {"head_packs": 3, "cp_size": 4}, ""),
+        ({"op": "prefill"}, {"head_packs": 3, "cp_size": 4, "cp_factor": 9}, ""),
+        ({"op": "prefill"}, {"head_packs": 3, "cp_size": 4}, "must have cp_factor and its shift"),
         ({"op": "prefill", "general": True}, {"adjust": 1}, ""),
         ({"op": "append"}, {"head_packs": 2, "cp_size": 4}, ""),
-        ({"general": True}, {"adjust": 1, "head_packs": 2, "cp_size": 4}, ""),
+        ({"general": True}, {"adjust": 1, "head_packs": 2, "packs_factor": 9, "cp_size": 4, "cp_factor": 9}, ""),
+        ({"general": True}, {"head_packs": 2}, "must have packs_factor and its shift, by which the kernel divides; got 0"),
+        ({"general": True}, {"cp_size": 4}, "must have cp_factor and its shift"),
+        ({"splits": "cut"}, {"num_splits": 4}, "must have splits_factor and its shift"),
+        ({"splits": "cut"}, {"num_splits": 4, "splits_factor": 9}, ""),
         ({}, {"head_packs": 1, "cp_size": 1, "window_size": 7}, ""),
         ({}, {}, ""),
     ],
 )
-def test_a_struct_that_asks_for_more_than_the_code_has_is_refused(
+def test_a_struct_that_the_code_cannot_serve_is_refused(
     fields: dict[str, Any], asked: dict[str, int], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched: list[bytes] = []
@@ -85,3 +91,11 @@ def test_a_struct_that_asks_for_more_than_the_code_has_is_refused(
     else:
         kernel(params, 1)
     assert launched == ([] if text else [params.tobytes()])
+
+
+def test_no_struct_and_no_spec_are_refused() -> None:
+    kernel = Kernel(KernelSpec("decode"), "", Compiled(b"", b"", "", 0.0), "memory")
+    with pytest.raises(ArgumentError, match=r"`params` must be a record of pagedattn.AttentionParams, or its bytes; got NoneType"):
+        kernel(None, 1)
+    with pytest.raises(ArgumentError, match=r"`spec` must be a KernelSpec; got \[1\]"):
+        build.compile([1])  # type: ignore[arg-type]

@@ -107,10 +107,10 @@ def test_a_call_runs_on_pytorchs_current_stream(torch: Any, gpu: Any) -> None:
     batch = cache.extend([cache.new_sequence()], [3])
     assert gpu.waits == [(0, 64), (64, 0)]
     gpu.waits.clear()
-    q, k = (Tensor(gpu.asarray(np.zeros((3, heads, 64), np.float16))) for heads in (4, 1))
+    q, k, v = (Tensor(gpu.asarray(np.zeros((3, heads, 64), np.float16))) for heads in (4, 1, 1))
     out, lse = pa.paged_attention(q, cache, batch, k=k, v=k, return_lse=True)
     pa.append(k, k, cache, batch)
-    pa.gather(cache, batch, out=(k, k))
+    pa.gather(cache, batch, out=(k, v))
     assert [x.stream for x in gpu.launches] == [64] * 4
     assert gpu.waits == []
     assert (type(out), out.shape, lse.shape, lse.dtype) == (Tensor, (3, 4, 64), (3, 4), "torch.float32")
