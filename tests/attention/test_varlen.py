@@ -108,7 +108,11 @@ def test_refused() -> None:
         ((q, k, v, good, [0, 3, 6]), {}, r"`k.shape\[0\]` must equal the total of cu_seqlens_k, 6; got 5"),
         ((q, k, v.astype(np.float32), good, good), {}, "`v` must have k's dtype, float16; got float32. Convert it."),
         ((q, k, v, good, [0, 5]), {}, "`cu_seqlens_q` and `cu_seqlens_k` must be of the same sequences; got 2 and 1 of them"),
-        ((np.ones((5, 3, 64), np.float16), k, v, good, good), {}, r"`q.shape\[1\]`, the query heads, must be a multiple of k's 2 KV heads; got 3"),
+        (
+            (np.ones((5, 3, 64), np.float16), k, v, good, good),
+            {},
+            r"`q.shape\[1\]`, the query heads, must be a multiple of k's 2 KV heads; got 3",
+        ),
         ((q, k, v, [1, 3, 5], good), {}, "`cu_seqlens_q` must be integers that rise from 0"),
         ((q, k, v, good, [0, 6, 5]), {}, "`cu_seqlens_k` must be integers that rise from 0"),
         ((q, k, v, [0.0, 5.0], [0, 5]), {}, "`cu_seqlens_q` must be integers"),

@@ -113,6 +113,8 @@ def test_results_of_several_runs_are_joined(tmp_path: Path, monkeypatch: pytest.
     assert "- decode: commit fed, driver 1.2, CuPy 14, NVRTC 13.0; the card read at 4.50 TB/s" in tables.device(whole)
     assert "- host, fused, splits, placement, prefill, peers, scale: commit 0123456, driver" in tables.device(whole)
     assert whole["summary"] == summary.of(whole)
+    host = {**{k: v for k, v in later.items() if k not in ("decode", "read_ceiling_tb_per_s", "matmul_tflops")}, "host_us": {}}
+    assert "- host: commit fed, driver 1.2, CuPy 14, NVRTC 13.0\n- " in tables.device(join.joined([result(), host]))
     for other in ({**later, "device": "Another GPU"}, {**later, "quick": True}):
         with pytest.raises(SystemExit, match="one kind of device and not quick"):
             join.joined([result(), other])
