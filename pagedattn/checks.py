@@ -177,9 +177,9 @@ def workspace(given: Any, cache: KVCache, stream: Any = None) -> Any:
     return found
 
 
-def positive(value: float, name: str) -> float:
-    number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
-    if not number or not _SMALLEST <= float(value) <= _LARGEST:  # a float16 would round the bounds
+def positive(value: Any, name: str) -> float:
+    number = float(value) if isinstance(value, np.floating) else value  # a float16 would round what it is compared with
+    if isinstance(value, bool) or not isinstance(number, (int, float, np.integer)) or not _SMALLEST <= number <= _LARGEST:
         raise ArgumentError(f"`{name}` must be a positive finite number, {_SMALLEST} to {_LARGEST}, or None; got {value!r}.")
     return float(value)
 

@@ -291,8 +291,8 @@ struct DecodeQuantImpl {
         }
     }
 
-    // V's zeros join O: sum p (code - middle) scale + sum p (zero + middle scale). Where codes turn, the first is the sum of p scale code and, of
-    // turned ones, -p scale (most - code), less that of the middle times the same +-p scale.
+    // V's zeros join O: sum p scale (code - middle) + sum p (zero + middle scale). Where codes turn, the first is in two places: O has the sum of
+    // p scale code and, of turned ones, -p scale (most - code); the zeros' sum has -middle times that of p scale and -p scale.
     static DEVICE void Finish(State& state)
     {
         Softmax::Finish(state);

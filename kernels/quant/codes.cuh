@@ -1,7 +1,7 @@
 // Codes to elements, two at a time: a code x becomes an exact 16-bit float by the bits of a magic number.
 // K's operands carry a bias, x + bias, that the score's accumulator starts without; V's are centred, x - kMiddle, so that sums stay of V's
-// own size: tensor cores truncate what they add to, and a bias of 100 times the result would lose it over thousands of keys. Or every other
-// one is turned round (kTurns): sums of x and of x - most meet in the middle.
+// own size: tensor cores truncate what they add to, and a bias of 100 times the result would lose it over thousands of keys. Or half of them
+// are turned round (kTurns): sums of x and of x - most meet in the middle.
 #pragma once
 
 #include "ptx/memory.cuh"

@@ -119,6 +119,7 @@ BAD: dict[str, tuple[Call, str]] = {
     "scale-zero": (attend(softmax_scale=value(0.0)), "`softmax_scale` must be a positive finite number"),
     "scale-nan": (attend(softmax_scale=value(float("nan"))), "`softmax_scale`"),
     "scale-text": (attend(softmax_scale=value("auto")), "`softmax_scale`.*'auto'"),
+    "scale-huge": (attend(softmax_scale=value(10**400)), "`softmax_scale` must be a positive finite number"),
     "scale-float16-zero": (attend(softmax_scale=value(np.float16(0))), "`softmax_scale` must be a positive finite number"),
     "scale-float16-infinite": (attend(softmax_scale=value(np.float16("inf"))), "`softmax_scale` must be a positive finite number"),
     "softcap-float16-zero": (attend(softcap=value(np.float16(0))), "`softcap` must be a positive finite number"),
