@@ -24,7 +24,7 @@ class Words(NamedTuple):
     """What an error calls the things that rows must go with."""
 
     tokens: str = "the batch's new tokens"
-    owner: str = "the cache's"  # of the dtype and of head_dim
+    owner: str = "the cache's"  # of the dtype, of head_dim and of the KV heads
     remedy: str = "Convert it, or make a cache of that dtype."
 
 

@@ -116,12 +116,13 @@ class Kernel:
                     f"`params` of {self.name} must have {name} {value}, which its code takes for granted; got {asked[name]}. Compile its "
                     "spec with general=True and fused=False."
                 )
-        op, cut = self.spec.op, self.spec.splits == "cut"
-        for name, needed in {
+        op = self.spec.op
+        divides = {
             "packs_factor": op == "decode" and asked["head_packs"] > 1,
             "cp_factor": op in ("decode", "prefill", "varlen") and asked["cp_size"] > 1,
-            "splits_factor": op == "decode" and cut,
-        }.items():
+            "splits_factor": self.spec.splits == "cut",
+        }
+        for name, needed in divides.items():
             if needed and not asked[name]:
                 raise ArgumentError(f"`params` of {self.name} must have {name} and its shift, by which the kernel divides; got 0.")
         if not 1 <= (whole(grid) or 0) < 2**31:

@@ -169,7 +169,7 @@ def table(
     kv_dtypes: Iterable[str] | str | None = None,
     groups: Iterable[int] | int | None = None,
 ) -> TableInUse:
-    """The rows that a device uses, all or those that `tune` would measure, each with where it comes from."""
+    """The rows that a device uses, each with where it comes from: all, or those that `tune` would measure if it were asked for the same."""
     target = devices.get(device)
     if target.arch is None or target.source is None:
         raise UnsupportedError(f"device {target.name} runs no kernels and has no tuning table. Name another, such as 'interpreter:sm_90'.")

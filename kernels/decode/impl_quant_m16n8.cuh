@@ -1,5 +1,5 @@
 // One warp's arithmetic on a tile of 32 quantised keys. Codes enter the mma; K's (scale, zero) act on scores, V's scale on P, and V's zero
-// comes from one extra mma per 16 keys: no element is ever scaled.
+// comes from one extra mma per 16 keys, two where codes turn: no element is ever scaled.
 // Lane l is (g, t) = (l / 4, l % 4) and owns K's keys 4g .. 4g + 3, V's 8t .. 8t + 7. Row g of tile m is key 4g + 2m, row g + 8 the next.
 #pragma once
 
@@ -238,7 +238,7 @@ struct DecodeQuantImpl {
                 SumRows(state, n, zero0, zero1, frag_p, u);
                 frag_p[n][u] = mul_rn_x2<T>(frag_p[n][u], turned(u) ? negative(scale0) : scale0);
                 frag_p[n][u + 1] = mul_rn_x2<T>(frag_p[n][u + 1], turned(u) ? negative(scale1) : scale1);
-                if (Code::kTurns) {
+                if constexpr (Code::kTurns) {
                     SumRows(state, n, negative(Code::kMiddlePair), negative(Code::kMiddlePair), frag_p, u);
                 }
             }

@@ -10,7 +10,7 @@
 template<class T, int kBits>
 struct Codes;
 
-struct CentredCodes {
+struct CentredCodes {  // V's operands are codes less kMiddle
     static constexpr bool kTurns = false;
     static constexpr float kUnit[2] = {1.f, 1.f};
 };
@@ -32,8 +32,8 @@ struct Codes<half_t, 8>: CentredCodes {
     }
 
     // Bytes 0 and 2, or 1 and 3, centred.
-    static DEVICE u32 low(u32 x, bool) { return add_rn_x2<half_t>(and_or<0x00ff00ffu, 0x64006400u>(x), 0xe480e480u); }
-    static DEVICE u32 high(u32 x, bool) { return add_rn_x2<half_t>(prmt(x, 0x64646464u, 0x4341), 0xe480e480u); }
+    static DEVICE u32 low(u32 x, bool = false) { return add_rn_x2<half_t>(and_or<0x00ff00ffu, 0x64006400u>(x), 0xe480e480u); }
+    static DEVICE u32 high(u32 x, bool = false) { return add_rn_x2<half_t>(prmt(x, 0x64646464u, 0x4341), 0xe480e480u); }
 };
 
 // 8 bits, bfloat16 holds 7 bits beside its leading one: 0x43XX is 128 + x for x < 128, and the eighth bit chooses what is subtracted,
@@ -47,15 +47,15 @@ struct Codes<bfloat16_t, 8>: CentredCodes {
 
     static DEVICE void key_pairs(u32 (&d)[2], u32 word, int)
     {
-        d[0] = low(prmt(word, 0, 0x4140), false);
-        d[1] = low(prmt(word, 0, 0x4342), false);
+        d[0] = low(prmt(word, 0, 0x4140));
+        d[1] = low(prmt(word, 0, 0x4342));
     }
 
-    static DEVICE u32 low(u32 x, bool)
+    static DEVICE u32 low(u32 x, bool = false)
     {
         return add_rn_x2<bfloat16_t>(and_or<0x007f007fu, 0x43004300u>(x), and_xor<0x00800080u, 0xc380c380u>(x));
     }
-    static DEVICE u32 high(u32 x, bool) { return low(x >> 8, false); }
+    static DEVICE u32 high(u32 x, bool = false) { return low(x >> 8); }
 };
 
 // 4 bits, float16: 0x640X is 1024 + x, 0x54X0 is 64 + x, and the code's bits alone are a float16, too: 0x000X is x * 2^-24, 0x00X0 x * 2^-20.
@@ -68,7 +68,7 @@ struct Codes<half_t, 4> {
     static constexpr u32 kCentre[2] = {0xe408e408u, 0xd480d480u};
 
     static constexpr bool kTurns = true;
-    static constexpr u32 kMiddlePair = 0x47804780u;        // 7.5
+    static constexpr u32 kMiddlePair = 0x47804780u;        // 7.5: half of 15, of which turned ones fall short
     static constexpr float kUnit[2] = {0x1p24f, 0x1p20f};  // one, as a sum of low and of high nibbles has it
 
     // k-step `step` of a word of K: dims 4 step + (0, 1) and (2, 3).
@@ -99,8 +99,8 @@ struct Codes<bfloat16_t, 4>: CentredCodes {
         d[1] = and_or<0x000f000fu, 0x43004300u>(word >> 4);
     }
 
-    static DEVICE u32 low(u32 x, bool) { return add_rn_x2<bfloat16_t>(and_or<0x000f000fu, 0x43004300u>(x), 0xc308c308u); }
-    static DEVICE u32 high(u32 x, bool) { return low(x >> 4, false); }
+    static DEVICE u32 low(u32 x, bool = false) { return add_rn_x2<bfloat16_t>(and_or<0x000f000fu, 0x43004300u>(x), 0xc308c308u); }
+    static DEVICE u32 high(u32 x, bool = false) { return low(x >> 4); }
 };
 
 // Eight codes as elements of T, code * scale + zero in one rounding. `param` is the row's (scale, zero).
