@@ -44,7 +44,7 @@ def of(key: Key, arch: str, quick: bool = False) -> list[Tile]:
 
 
 def _decode(shipped: DecodeTile) -> Iterator[Tile]:
-    yield from (DecodeTile(warps, stages, shipped.cta_s) for stages in STAGES for warps in WARPS)
+    yield from (DecodeTile(warps, stages, cta_s) for cta_s in KEYS for stages in STAGES for warps in WARPS)
 
 
 def _prefill(shipped: PrefillTile) -> Iterator[Tile]:

@@ -290,7 +290,7 @@ def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
         splits_shift=splits_shift,
         num_splits=splits,
         max_splits=places if splits else 0,
-        read_once=once,
+        l2_policy=params.EVICT_FIRST if once else params.EVICT_NORMAL,
     )
     return Launch(spec, grid, packed, room, segments if splits else grid * spec.sent_words)
 

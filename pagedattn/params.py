@@ -64,6 +64,7 @@ FIELDS = (
     Field("k_stride", "i64", "elements from one token of k to the next"),
     Field("v_stride", "i64", "elements from one token of v to the next"),
     Field("out_stride", "i64", "elements from one token of out to the next"),
+    Field("l2_policy", "u64", "decode, sm_90 and up: how long L2 keeps keys and values, EVICT_NORMAL or EVICT_FIRST"),
     Field("block_bytes", "u32", "bytes from one block of the pool to the next"),
     Field("k_base", "int", "BlockLayout.k_rows: byte offset in a block's layer of head 0, token 0"),
     Field("v_offset", "int", "bytes from a row of K to the same row of V"),
@@ -83,7 +84,6 @@ FIELDS = (
     Field("causal", "int", "1: key position <= query position"),
     Field("adjust", "int", "1: scores change before the softmax: softcap, ALiBi, mask; by kernels that are `general`"),
     Field("single_queries", "int", "1: prefill takes sequences with one query, too"),
-    Field("read_once", "int", "1: no other reads the keys that a CTA reads; a hint"),
     Field("window_size", "int", "keys that a query sees, itself included; 0: all"),
     Field("num_splits", "int", "decode with cuts: cuts of a sequence, or minus the keys of a cut; prefill, merge: parts"),
     Field("max_splits", "int", "decode with cuts: places for groups of keys per segment"),
@@ -108,8 +108,14 @@ FIELDS = (
 ARRAYS = ("q", "k", "v", "out", "lse", "sinks")
 OPERANDS = (*ARRAYS, "pool", "partial_o", "partial_count")
 
-_CODES = {"i64": "q", "int": "i", "u32": "I", "float": "f"}
-_NUMPY = {"i64": "<i8", "int": "<i4", "u32": "<u4", "float": "<f4"}
+# What l2_policy may be: the bits of a copy without a policy, and those that createpolicy.fractional.L2::evict_first makes, which a test
+# compares on a GPU. For the first createpolicy has no word: with its evict_normal decode reads 9 % slower. NVIDIA's CUTLASS has both as
+# constants. A policy that is a parameter costs no register; one that a kernel makes costs two, and two instructions at each copy.
+EVICT_NORMAL = 0x1000000000000000
+EVICT_FIRST = 0x12F0000000000000
+
+_CODES = {"i64": "q", "u64": "Q", "int": "i", "u32": "I", "float": "f"}
+_NUMPY = {"i64": "<i8", "u64": "<u8", "int": "<i4", "u32": "<u4", "float": "<f4"}
 _EXTRAS_CODE = "<" + "".join("Q" if f.c_type.endswith("*") else _CODES[f.c_type] for f in EXTRA_FIELDS)
 EXTRAS_BYTES = (struct.calcsize(_EXTRAS_CODE) + 7) // 8 * 8
 
@@ -119,9 +125,10 @@ def _code(c_type: str) -> str:
 
 
 NAMES = tuple(f.name for f in FIELDS)
-PACKER = struct.Struct("<" + "".join(_code(f.c_type) for f in FIELDS))
+_FORM = "<" + "".join(_code(f.c_type) for f in FIELDS)
 # CUDA aligns the struct to its widest field, 8 bytes, and so pads its end.
-STRUCT_BYTES = (PACKER.size + 7) // 8 * 8
+STRUCT_BYTES = (struct.calcsize(_FORM) + 7) // 8 * 8
+PACKER = struct.Struct(f"{_FORM}{STRUCT_BYTES - struct.calcsize(_FORM)}x")
 
 
 def _packer(fields: tuple[Field, ...], form: str) -> Callable[..., bytes]:

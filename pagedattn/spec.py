@@ -167,10 +167,10 @@ class KernelSpec(Footprint):
             raise ArgumentError(f"`heads` must be one of {HEAD_PACKS}; got {self.heads!r}.")
         if self.splits not in SPLITS:
             raise ArgumentError(f"`splits` must be one of {SPLITS}; got {self.splits!r}.")
-        tile = 32 if self.quantised or self.mma == "m8n8k4" else 16
-        if self.cta_s not in (None, tile):
-            raise ArgumentError(f"`cta_s` of this decode kernel must be {tile}; got {self.cta_s}.")
-        rows = tuning.rows(str(self.mma), self.key)
+        tiles = self.decode_tiles()
+        if self.cta_s not in (None, *tiles):
+            raise ArgumentError(f"`cta_s` of this decode kernel must be {' or '.join(map(str, tiles))}; got {self.cta_s}.")
+        rows = [row for row in tuning.rows(str(self.mma), self.key) if row.cta_s in tiles]
         if not rows:
             raise UnsupportedError(f"a pack must be of 8 heads for head_dim {self.head_dim} in {self.kv_dtype}; got heads={self.heads}.")
         self._take(rows)
@@ -180,6 +180,17 @@ class KernelSpec(Footprint):
             raise ArgumentError(f"`stages` must be at least 2; got {self.stages}.")
         if self.warps is not None and self.warps > 16:
             raise ArgumentError(f"a decode CTA has at most 16 warps; got {self.warps}.")
+
+    def decode_tiles(self) -> tuple[int, ...]:
+        """Decode: what `cta_s` may be. Of codes 32 keys are computed at a time; a flat list may send for twice as many together.
+
+        >>> KernelSpec("decode").decode_tiles(), KernelSpec("decode", kv_dtype="int4").decode_tiles()
+        ((16,), (32, 64))
+        """
+        # a copy by a warp is then of one block, even where blocks have 16 rows
+        if self.quantised and self.family == "sm80" and self.splits == "flat" and self.row_bytes % 32 == 0:
+            return 32, 64
+        return (32 if self.quantised or self.mma == "m8n8k4" else 16,)
 
     def _resolve_prefill(self) -> None:
         self._clear("heads", "splits")

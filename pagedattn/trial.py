@@ -45,7 +45,8 @@ def variants(key: Key, arch: str, tile: Tile) -> list[KernelSpec]:
     """Every kernel of the shipped set that a row serves, with that row; the first of them is the one that is timed."""
     own = ("decode",) if key.op == "decode" else TILED
     specs = shipped([arch], None, [key.head_dim], own, [tuned.STORED[key.bits]])
-    return list(dict.fromkeys(replace(spec, **fields_of(tile)) for spec in specs if spec.key == key))
+    fit = (s for s in specs if s.key == key and (s.op != "decode" or tile.cta_s in s.decode_tiles()))  # no cut has 64 keys
+    return list(dict.fromkeys(replace(spec, **fields_of(tile)) for spec in fit))
 
 
 def load(specs: Sequence[KernelSpec], device: Device, shelf: Store) -> str:

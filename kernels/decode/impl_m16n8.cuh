@@ -20,7 +20,7 @@ struct DecodeImpl {
     static constexpr bool kQueryInShared = kQueryInShared_;
     static constexpr bool kFewRegisters = kQueryInShared || Arch::kTurns;  // recompute addresses rather than keep them
     static constexpr bool kEager = true;                                   // the order of the main loop's copies
-    static constexpr int CTA_S = 16;
+    static constexpr int CTA_S = 16, kStepKeys = CTA_S;
     static constexpr int kRowBytes = kHeadDim * sizeof(T);
     static constexpr int kRowChunks = kRowBytes / kChunkBytes;
     static constexpr int kTileBytes = CTA_S * kRowBytes;
@@ -63,12 +63,9 @@ struct DecodeImpl {
         u32 frag_q[kQueryInShared ? 1 : 2 * kKeyLoads][kHeadTiles][2];  // B: column g is head g
     };
 
-    // Accumulator tile i holds dims dim_of(i, g) in its rows g and, `second` = 1, in its rows g + 8.
-    static constexpr int kWholePairs = kDimTiles;
-    static DEVICE int dim_of(int i, int g, int, int second)
-    {
-        return i / kValueWords * 16 * kValueWords + 2 * kValueWords * g + i % kValueWords * 2 + second;
-    }
+    // Accumulator tile i holds dim dim_of(i, g) in its rows g, and kPairStep further in its rows g + 8.
+    static constexpr int kPairStep = 1;
+    static DEVICE int dim_of(int i, int g, int) { return i / kValueWords * 16 * kValueWords + 2 * kValueWords * g + i % kValueWords * 2; }
 
     // smem_ is the address of the lane's first chunk.
     struct SmemIterK: BaseSmemIterator<T, SmemLayoutK> {
@@ -116,7 +113,7 @@ struct DecodeImpl {
         __syncwarp();
     }
 
-    static DEVICE void ComputeQK(FragS& frag_s, const Query& query, u32 smem_q, u32 slot, int g, int t)
+    static DEVICE void ComputeQK(FragS& frag_s, const Query& query, u32 smem_q, u32 slot, int, int g, int t)
     {
         const SmemIterK smem_k{slot, g, t};
         constexpr int kAhead = kKeyAhead;
@@ -159,8 +156,8 @@ struct DecodeImpl {
 
     // Scores become probabilities 2^(s*qk_scale - m). Keys outside [from, to) of the tile do not count.
     template<class Params, class Place>
-    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, u32, const Params& p, const Place& place,
-                                int from, int to, bool fresh, int g, int t)
+    static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, u32, int, const Params& p,
+                                const Place& place, int from, int to, bool fresh, int g, int t)
     {
         if (from > 0 || to < CTA_S || p.adjust) {  // rare
             if (p.adjust) {
@@ -179,7 +176,7 @@ struct DecodeImpl {
         Softmax::Exponentials(frag_p, frag_s, state);
     }
 
-    static DEVICE void ComputePV(State& state, const FragP& frag_p, u32, u32 slot, int from, int to, int g, int t)
+    static DEVICE void ComputePV(State& state, const FragP& frag_p, u32, u32 slot, int, int from, int to, int g, int t)
     {
         const SmemIterV smem_v{slot + kValueOffset, g, t};
         constexpr int kAhead = kValueAhead;
@@ -227,7 +224,7 @@ struct DecodeImpl {
         }
     }
 
-    static DEVICE void Finish(State& state) { Softmax::Finish(state); }
+    static DEVICE void Finish(State& state) { Softmax::template Finish<false>(state); }
 
 private:
     // Chunk t of a row of Q; rows are whole lines.

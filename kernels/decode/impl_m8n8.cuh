@@ -21,7 +21,6 @@ struct QuadPairImpl {
     static constexpr int CTA_S = 32;
     static constexpr int kHeadTiles = kHeads / 8;
     static constexpr int kDimPairs = kHeadDim / 16;
-    static constexpr int kWholePairs = kDimPairs;
 
     using Tile = QuadPairTile<kHeadDim, kBits>;
     using QueryTile = QuadPairTile<kHeadDim, 16>;
@@ -64,7 +63,8 @@ struct QuadPairImpl {
     using Query = QuadPairQuery<T, kBits, kHeadDim, kHeadTiles>;
 
     // Dims of pair i of a lane's, `second` = 0 or 1.
-    static DEVICE int dim_of(int i, int g, int t, int second) { return Tile::dim(i / 2, g % 4, i % 2) + t / 2 * 2 + second; }
+    static constexpr int kPairStep = 1;
+    static DEVICE int dim_of(int i, int g, int t) { return Tile::dim(i / 2, g % 4, i % 2) + t / 2 * 2; }
 
     template<class Params>
     static DEVICE void LoadQ(Query& query, u32 smem_q, const T* q, int heads, const Params&, int g, int t)
@@ -72,7 +72,7 @@ struct QuadPairImpl {
         query.Load(smem_q, q, heads, g, t);
     }
 
-    static DEVICE void ComputeQK(FragS& frag_s, const Query& query, u32 smem_q, u32 slot, int g, int t)
+    static DEVICE void ComputeQK(FragS& frag_s, const Query& query, u32 smem_q, u32 slot, int, int g, int t)
     {
         const int lane = 4 * g + t;
         const typename Tile::RowReader smem_k{slot, Tile::key_of(lane)};
@@ -106,7 +106,7 @@ struct QuadPairImpl {
 
     // Scores become probabilities 2^(s*qk_scale - m) in shared memory. Keys outside [from, to) of the tile do not count.
     template<class Params, class Place>
-    static DEVICE void ComputeP(FragP&, FragS& frag_s, State& state, const Query& query, u32 smem_q, u32 slot, const Params& p,
+    static DEVICE void ComputeP(FragP&, FragS& frag_s, State& state, const Query& query, u32 smem_q, u32 slot, int, const Params& p,
                                 const Place& place, int from, int to, bool fresh, int g, int t)
     {
         const int lane = 4 * g + t, key = Softmax::first_key(lane);
@@ -144,7 +144,7 @@ struct QuadPairImpl {
         StoreP(frag_s, state, param_v, smem_q + kQueryBytes, lane);
     }
 
-    static DEVICE void ComputePV(State& state, const FragP&, u32 smem_q, u32 slot, int from, int to, int g, int t)
+    static DEVICE void ComputePV(State& state, const FragP&, u32 smem_q, u32 slot, int, int from, int to, int g, int t)
     {
         const int lane = 4 * g + t;
         const u32 smem_p = smem_q + kQueryBytes + (t + g / 4 * 4) * kRowBytesP;

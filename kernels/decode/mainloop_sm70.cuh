@@ -87,7 +87,7 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages, kWarps, kCom
                 }
                 typename Impl::FragS frag_s;
                 typename Impl::FragP frag_p;
-                Impl::ComputeQK(frag_s, query, smem_q, smem_slot, g, t);
+                Impl::ComputeQK(frag_s, query, smem_q, smem_slot, 0, g, t);
                 __syncwarp();  // V may stand where K stood
                 Save(gmem_v, cache, frag_v, lane);
                 if constexpr (!kAhead) {
@@ -97,8 +97,8 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages, kWarps, kCom
                     Load(gmem_k, cache, frag_k, lane, 0);
                 }
                 const int from = place.from(), to = place.to();
-                Impl::ComputeP(frag_p, frag_s, state, query, smem_q, smem_slot, p, place, from, to, place.tile == first, g, t);
-                Impl::ComputePV(state, frag_p, smem_q, smem_slot, from, to, g, t);
+                Impl::ComputeP(frag_p, frag_s, state, query, smem_q, smem_slot, 0, p, place, from, to, place.tile == first, g, t);
+                Impl::ComputePV(state, frag_p, smem_q, smem_slot, 0, from, to, g, t);
                 __syncwarp();  // K may stand where V stood; with no tile left, the slot may become the piece's place
                 if (!ahead.done()) {
                     Save(gmem_k, cache, frag_k, lane);

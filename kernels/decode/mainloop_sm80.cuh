@@ -12,7 +12,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
     using T = typename Impl::T;
     using DecodeQueries<Impl>::query_of;
     using DecodeQueries<Impl>::PrefetchQ;
-    static constexpr int CTA_S = Impl::CTA_S;
+    static constexpr int CTA_S = Impl::CTA_S, kStepKeys = Impl::kStepKeys, kSteps = CTA_S / kStepKeys;
     static constexpr int kSlotBytes = Impl::kSlotBytes;
 
     using CacheIter = typename CacheIterFactory::Iterator;
@@ -43,20 +43,18 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
         typename Place::Ahead ahead = place;  // the tile to load
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
         cache.SetTile(ahead.first() + ahead.tile, ahead.len);
-        // keys that nobody else reads leave L2 first: it keeps what all CTAs read, as code, tables and pieces
-        const u64 policy = p.read_once ? evict_first_policy() : kDefaultPolicy;
         // Copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed.
         auto prefetch = [&](u32 i, bool joins) {
             if (!ahead.done()) {
                 const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id;
                 const u32 slot = i % kStages * kSlotBytes;
                 if (joins && cache.Joined()) {
-                    gmem_k.template Prefetch<true>(cache, lane, slot, policy);
-                    gmem_v.template Prefetch<true>(cache, lane, slot, policy);
+                    gmem_k.template Prefetch<true>(cache, lane, slot, p.l2_policy);
+                    gmem_v.template Prefetch<true>(cache, lane, slot, p.l2_policy);
                 }
                 else {
-                    gmem_k.template Prefetch<false>(cache, lane, slot, policy);
-                    gmem_v.template Prefetch<false>(cache, lane, slot, policy);
+                    gmem_k.template Prefetch<false>(cache, lane, slot, p.l2_policy);
+                    gmem_v.template Prefetch<false>(cache, lane, slot, p.l2_policy);
                 }
                 DecodeQueries<Impl>::template LookAhead<CacheIterFactory>(p, ahead, cache, end, lane, [&]() {
                     if (lane == 0) {
@@ -102,11 +100,18 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
 
                 const int from = place.from(), to = place.to();
                 const u32 slot = smem_ring + i % kStages * kSlotBytes;
-                typename Impl::FragS frag_s;
-                typename Impl::FragP frag_p;
-                Impl::ComputeQK(frag_s, query, smem_q, slot, g, t);
-                Impl::ComputeP(frag_p, frag_s, state, query, smem_q, slot, p, place, from, to, place.tile == first, g, t);
-                Impl::ComputePV(state, frag_p, smem_q, slot, from, to, g, t);
+                bool fresh = place.tile == first;
+                int key = kSteps > 1 ? (u32)max(from, 0) / kStepKeys * kStepKeys : 0;
+#pragma unroll 1
+                do {
+                    typename Impl::FragS frag_s;
+                    typename Impl::FragP frag_p;
+                    Impl::ComputeQK(frag_s, query, smem_q, slot, key, g, t);
+                    Impl::ComputeP(frag_p, frag_s, state, query, smem_q, slot, key, p, place, from - key, to - key, fresh, g, t);
+                    Impl::ComputePV(state, frag_p, smem_q, slot, key, from - key, to - key, g, t);
+                    fresh = false;
+                    key += kStepKeys;
+                } while (key < CTA_S && key < to);
                 ++i, ++place.tile;
                 if (Impl::kEager) {
                     __syncwarp();  // the tile is used up; with none left, the ring may become the piece's place

@@ -107,9 +107,7 @@ struct MergedSpans {
         T* const out = (T*)p.out + rows.out + head * P::kHeadDim;
 #pragma unroll
         for (int s = 0; s < kSpans; ++s) {
-            const u32 lo = Pair<T>::pack(o[s].x * end.scale, o[s].y * end.scale),
-                      hi = Pair<T>::pack(o[s].z * end.scale, o[s].w * end.scale);
-            *(uint2*)(out + dim<P>(quad, s)) = make_uint2(lo, hi);
+            *(uint2*)(out + dim<P>(quad, s)) = P::quad(o[s], end.scale);
         }
         if (quad == 0) {
             P::StoreLse(p, rows, head, end.lse);

@@ -43,27 +43,29 @@ struct Pieces {
         }
     }
 
-    // Dims of a head's row that a lane has: pair i.
+    // Two dims of a head's row that a lane has: pair i. Where every second one is of a pair, a piece has them side by side: 0 2 1 3 of four.
     static DEVICE void StorePair(T* row, int i, int g, int t, float2 o)
     {
         const u32 pair = Pair<T>::pack(o.x, o.y);
-        if (i < Impl::kWholePairs) {  // the two dims follow each other
-            *(u32*)(row + Impl::dim_of(i, g, t, 0)) = pair;
+        T* const at = row + Impl::dim_of(i, g, t);
+        if constexpr (Impl::kPairStep == 1) {
+            *(u32*)at = pair;
         }
         else {
-            row[Impl::dim_of(i, g, t, 0)] = T{(u16)pair};
-            row[Impl::dim_of(i, g, t, 1)] = T{(u16)(pair >> 16)};
+            at[0] = T{(u16)pair};
+            at[2] = T{(u16)(pair >> 16)};
         }
     }
     static DEVICE void StorePair(float* row, int i, int g, int t, float2 o)
     {
-        if (i < Impl::kWholePairs) {
-            *(float2*)(row + Impl::dim_of(i, g, t, 0)) = o;
-        }
-        else {
-            row[Impl::dim_of(i, g, t, 0)] = o.x;
-            row[Impl::dim_of(i, g, t, 1)] = o.y;
-        }
+        *(float2*)(row + Impl::dim_of(i, g, t) + (Impl::kPairStep == 1 ? 0 : g % 2)) = o;
+    }
+
+    // Four dims of a piece as elements.
+    static DEVICE uint2 quad(const float4& o, float scale)
+    {
+        const bool apart = Impl::kPairStep == 2;
+        return make_uint2(Pair<T>::pack(o.x * scale, (apart ? o.z : o.y) * scale), Pair<T>::pack((apart ? o.y : o.z) * scale, o.w * scale));
     }
 
     // A whole segment: straight to out.

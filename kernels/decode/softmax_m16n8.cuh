@@ -6,7 +6,8 @@
 #include "core/softmax.cuh"
 #include "ptx/ldmatrix.cuh"
 
-template<class T, int kKeyTiles, int kHeadTiles, int kDimTiles>
+// kOTiles: accumulator tiles of O, and of what is scaled and summed up with it.
+template<class T, int kKeyTiles, int kHeadTiles, int kOTiles>
 struct DecodeSoftmax {
     static constexpr int kKeys = 16 * kKeyTiles;
     static constexpr int kLaneKeys = 2 * kKeyTiles;  // keys of a lane follow each other
@@ -14,10 +15,10 @@ struct DecodeSoftmax {
     static constexpr float kShift = 4.f;
 
     using FragS = float[kKeyTiles][kHeadTiles][4];
-    using FragP = u32[kHeadTiles][kLaneKeys];       // B: keys 2 kLaneKeys t + n and + kLaneKeys of head g
-    using FragO = float[kDimTiles][kHeadTiles][4];  // (first dim, heads 2t and 2t + 1), (second dim, ...)
-    using FragL = float[kHeadTiles][4];             // [2], [3]: sums of heads 2t, 2t + 1, of the lane's own keys until Finish
-    using FragM = float[kHeadTiles][2];             // references of heads 2t, 2t + 1, log2 units
+    using FragP = u32[kHeadTiles][kLaneKeys];     // B: keys 2 kLaneKeys t + n and + kLaneKeys of head g
+    using FragO = float[kOTiles][kHeadTiles][4];  // (first dim, heads 2t and 2t + 1), (second dim, ...)
+    using FragL = float[kHeadTiles][4];           // of heads 2t, 2t + 1, of the lane's own keys until Finish: sums of p * zero; sums of p
+    using FragM = float[kHeadTiles][2];           // references of heads 2t, 2t + 1, log2 units
 
     // What is known of a segment, or of a warp's part of it.
     struct State {
@@ -34,7 +35,7 @@ struct DecodeSoftmax {
                 for (int e = 0; e < 4; ++e) {
                     frag_l[n][e] = 0.f;
 #pragma unroll
-                    for (int i = 0; i < kDimTiles; ++i) {
+                    for (int i = 0; i < kOTiles; ++i) {
                         frag_o[i][n][e] = 0.f;
                     }
                 }
@@ -101,26 +102,32 @@ struct DecodeSoftmax {
         }
     }
 
+    // Parameters of such keys, which may hold NaN, that a zero probability would not silence, become zeros.
+    static DEVICE void Mask(u32 (&params)[kLaneKeys], int from, int to, int g)
+    {
+#pragma unroll
+        for (int k = 0; k < kLaneKeys; ++k) {
+            const int key = kLaneKeys * g + k;
+            params[k] = key < from || key >= to ? 0 : params[k];
+        }
+    }
+
     // Scores are relative to the reference; where one outgrew it, the reference moves, and O and l with it, so that the largest probability
     // becomes 2^kShift, or 2^(kShift - lower) if any lane says so: then it moves in any case.
     // `fresh`: the first tile of a segment, whose reference is still 0 and takes any value.
     static DEVICE void MoveReference(FragS& frag_s, State& state, bool fresh, bool lowered = false, float lower = 0.f)
     {
-        float top[kHeadTiles][2];
-        bool outgrown = lowered;
+        int top_bits = 0;  // those of positive numbers are ordered as they are, and three at a time meet in one instruction
 #pragma unroll
-        for (int n = 0; n < kHeadTiles; ++n) {
+        for (int m = 0; m < kKeyTiles; ++m) {
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                top[n][e] = fmaxf(frag_s[0][n][e], frag_s[0][n][2 + e]);
-#pragma unroll
-                for (int m = 1; m < kKeyTiles; ++m) {
-                    top[n][e] = fmaxf(top[n][e], fmaxf(frag_s[m][n][e], frag_s[m][n][2 + e]));
-                }
-                outgrown |= top[n][e] > kLazyLimit;
+            for (int n = 0; n < kHeadTiles; ++n) {
+                const float (&s)[4] = frag_s[m][n];
+                top_bits = max(max(top_bits, __float_as_int(s[0])), __float_as_int(s[1]));
+                top_bits = max(max(top_bits, __float_as_int(s[2])), __float_as_int(s[3]));
             }
         }
-        if (!__any_sync(kFullWarp, outgrown || fresh)) {
+        if (!__any_sync(kFullWarp, top_bits > __float_as_int(kLazyLimit) || lowered || fresh)) {
             return;
         }
         const float shift = __any_sync(kFullWarp, lowered) ? kShift - lower : kShift;
@@ -129,11 +136,16 @@ struct DecodeSoftmax {
             float down[2];
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
+                float top = fmaxf(frag_s[0][n][e], frag_s[0][n][2 + e]);
+#pragma unroll
+                for (int m = 1; m < kKeyTiles; ++m) {
+                    top = fmaxf(top, fmaxf(frag_s[m][n][e], frag_s[m][n][2 + e]));
+                }
 #pragma unroll
                 for (int k = 4; k < kWarpSize; k <<= 1) {
-                    top[n][e] = fmaxf(top[n][e], __shfl_xor_sync(kFullWarp, top[n][e], k));
+                    top = fmaxf(top, __shfl_xor_sync(kFullWarp, top, k));
                 }
-                const float up = fresh ? top[n][e] - shift : fmaxf(top[n][e] - shift, 0.f);
+                const float up = fresh ? top - shift : fmaxf(top - shift, 0.f);
                 down[e] = ex2(-fmaxf(up, 0.f));
                 state.frag_m[n][e] += up;
 #pragma unroll
@@ -143,7 +155,7 @@ struct DecodeSoftmax {
                 }
             }
 #pragma unroll
-            for (int i = 0; i < kDimTiles; ++i) {
+            for (int i = 0; i < kOTiles; ++i) {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
                     state.frag_o[i][n][e] *= down[e & 1];
@@ -172,13 +184,33 @@ struct DecodeSoftmax {
         }
     }
 
-    // The lanes' sums of their own keys become the rows'.
+    // The same where keys have a scale and a zero: scales join P before it is rounded, zeros its sums.
+    static DEVICE void Exponentials(FragP& frag_p, const FragS& frag_s, State& state, const float (&scale)[kLaneKeys],
+                                    const float (&zero)[kLaneKeys])
+    {
+#pragma unroll
+        for (int n = 0; n < kHeadTiles; ++n) {
+#pragma unroll
+            for (int k = 0; k < kLaneKeys; ++k) {
+                const float (&s)[4] = frag_s[k / 2][n];
+                const float x = ex2(s[k % 2 * 2]), y = ex2(s[k % 2 * 2 + 1]);
+                state.frag_l[n][0] = fmaf(x, zero[k], state.frag_l[n][0]);
+                state.frag_l[n][1] = fmaf(y, zero[k], state.frag_l[n][1]);
+                state.frag_l[n][2] += x;
+                state.frag_l[n][3] += y;
+                frag_p[n][k] = movmatrix_trans(Pair<T>::pack(x * scale[k], y * scale[k]));
+            }
+        }
+    }
+
+    // The lanes' sums of their own keys become the rows'; those of zeros where there are any.
+    template<bool kZeros>
     static DEVICE void Finish(State& state)
     {
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {
 #pragma unroll
-            for (int e = 2; e < 4; ++e) {
+            for (int e = kZeros ? 0 : 2; e < 4; ++e) {
 #pragma unroll
                 for (int k = 4; k < kWarpSize; k <<= 1) {
                     state.frag_l[n][e] += __shfl_xor_sync(kFullWarp, state.frag_l[n][e], k);

@@ -85,27 +85,29 @@ private:
     }
 };
 
-// One warp copies a tile of one part or two that lie whole in one block each, every row of it: what lies past the end of the sequence is
-// masked when it is used.
+// One warp copies a tile of parts that lie whole in one block each, every row of it: what lies past the end of the sequence is masked when it is
+// used.
 template<class T, class Map, class SmemLayout, int Index>
 struct Sm80WarpGmemIterator: BaseGmemIterator<T, Map, SmemLayout> {
     // `joined`: cache.Joined(), asked once for all that a tile consists of; `policy`: of L2.
     template<bool joined, class CacheIter>
     DEVICE void Prefetch(const CacheIter& cache, int lane, u32 slot, u64 policy) const
     {
-        static_assert(CacheIter::kParts <= 2, "a tile has one part or two");
-        constexpr int kPartChunks = Map::kChunks / CacheIter::kParts;
+        constexpr int kParts = joined ? 1 : CacheIter::kParts, kPartChunks = Map::kChunks / kParts;
+        static_assert(kParts <= 2 || kPartChunks % kWarpSize == 0, "a lane's chunks are of one part or two");
         const u32 tile = this->smem_ + slot, dst = tile + SmemLayout::offset(lane);
-        const char* const first = cache.template OffsetPtr<Index>(0, lane * kChunkBytes);
-        const char* second = first;  // counted from the tile's first chunk, like `first`
-        if constexpr (!joined) {
-            second = cache.template OffsetPtr<Index>(CacheIter::kPartRows * (CacheIter::kParts - 1), lane * kChunkBytes) -
-                     kPartChunks * kChunkBytes;
+        const char* part[kParts];  // counted from the tile's first chunk
+#pragma unroll
+        for (int n = 0; n < kParts; ++n) {
+            part[n] = cache.template OffsetPtr<Index>(CacheIter::kPartRows * n, lane * kChunkBytes) - n * kPartChunks * kChunkBytes;
         }
 #pragma unroll
         for (int i = 0; i < Map::kIterS; ++i) {
             if (Map::active(Map::index(lane, i))) {
-                const char* const src = Map::among(lane, i, kPartChunks) ? first : second;
+                const char* src = part[i * kWarpSize / kPartChunks];
+                if (kPartChunks % kWarpSize) {
+                    src = Map::among(lane, i, kPartChunks) ? part[0] : part[kParts - 1];
+                }
                 cp_async_16(SmemLayout::copy_step(tile, dst, lane, i), src + i * kWarpSize * kChunkBytes, policy);
             }
         }
@@ -125,12 +127,15 @@ struct Sm80WarpParamIterator {
     template<bool joined, class CacheIter>
     DEVICE void Prefetch(const CacheIter& cache, int lane, u32 slot, u64) const
     {
-        constexpr int kPartLanes = kLanes / CacheIter::kParts, kLast = CacheIter::kParts - 1;
+        constexpr int kParts = joined ? 1 : CacheIter::kParts, kPartLanes = kLanes / kParts;
         if (lane < 2 * kLanes) {
             const int mine = lane % kLanes;
             const char* k = cache.template OffsetPtr<kKeyParam>(0, mine * kChunkBytes);
-            if (!joined && mine >= kPartLanes) {
-                k = cache.template OffsetPtr<kKeyParam>(CacheIter::kPartRows * kLast, (mine - kPartLanes) * kChunkBytes);
+#pragma unroll
+            for (int n = 1; n < kParts; ++n) {
+                if (mine >= n * kPartLanes) {
+                    k = cache.template OffsetPtr<kKeyParam>(CacheIter::kPartRows * n, (mine - n * kPartLanes) * kChunkBytes);
+                }
             }
             cp_async_16(smem_ + slot + lane * kChunkBytes, k + (lane < kLanes ? 0 : cache.block_head_.layout.v_param_offset));
         }

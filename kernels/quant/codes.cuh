@@ -12,6 +12,7 @@ struct Codes;
 
 struct CentredCodes {  // V's operands are codes less kMiddle
     static constexpr bool kTurns = false;
+    static constexpr float kTurn = 0.f;
     static constexpr float kUnit[2] = {1.f, 1.f};
 };
 
@@ -19,7 +20,6 @@ struct CentredCodes {  // V's operands are codes less kMiddle
 template<>
 struct Codes<half_t, 8>: CentredCodes {
     static constexpr float kMiddle = 128.f;
-    static constexpr u32 kMiddlePair = 0x58005800u;
     static constexpr float kBias[2] = {1024.f, 1024.f};            // of a word's first and second pair of every k-step
     static constexpr u32 kUnbias[2] = {0xe400e400u, 0xe400e400u};  // minus that, as pairs
     static constexpr u32 kCentre[2] = {0xe480e480u, 0xe480e480u};  // minus that and minus kMiddle
@@ -41,7 +41,6 @@ struct Codes<half_t, 8>: CentredCodes {
 template<>
 struct Codes<bfloat16_t, 8>: CentredCodes {
     static constexpr float kMiddle = 128.f;
-    static constexpr u32 kMiddlePair = 0x43004300u;
     static constexpr float kBias[2] = {-128.f, -128.f};
     static constexpr u32 kUnbias[2] = {0x43004300u, 0x43004300u};
 
@@ -68,7 +67,8 @@ struct Codes<half_t, 4> {
     static constexpr u32 kCentre[2] = {0xe408e408u, 0xd480d480u};
 
     static constexpr bool kTurns = true;
-    static constexpr u32 kMiddlePair = 0x47804780u;        // 7.5: half of 15, of which turned ones fall short
+    static constexpr float kTurn = 7.5f;  // half of 15, of which turned ones fall short
+    static constexpr u32 kMinusTurn = 0xc780c780u;
     static constexpr float kUnit[2] = {0x1p24f, 0x1p20f};  // one, as a sum of low and of high nibbles has it
 
     // k-step `step` of a word of K: dims 4 step + (0, 1) and (2, 3).
@@ -88,7 +88,6 @@ struct Codes<half_t, 4> {
 template<>
 struct Codes<bfloat16_t, 4>: CentredCodes {
     static constexpr float kMiddle = 8.f;
-    static constexpr u32 kMiddlePair = 0x41004100u;
     static constexpr float kBias[2] = {128.f, 128.f};
     static constexpr u32 kUnbias[2] = {0xc300c300u, 0xc300c300u};
 

@@ -39,15 +39,16 @@ DEVICE u32 line_step(u32 base, int bytes)
     return (base ^ (u32)(bytes & kIn)) + (bytes & ~kIn);
 }
 
-// Decode's tiles: groups of kGroupChunks chunks, whole lines; in group g, chunk c lies at c ^ (g << kShift & kMask).
+// Decode's tiles: groups of kGroupChunks chunks, whole lines; in group g, chunk c lies at c ^ (g << kShift & kMask). Groups of half lines more:
+// two of them, which share a line, flip alike, and within its halves.
 template<int kGroupChunks_, int kShift, int kMask>
 struct GroupSwizzle {
     static constexpr int kGroupChunks = kGroupChunks_;
     static constexpr int kGroupBytes = kGroupChunks * kChunkBytes;
     static constexpr bool kWholeLines = kGroupChunks % 8 == 0;
-    static_assert(kWholeLines || kMask == 0, "a flip stays in its line");
+    static_assert(kWholeLines || kMask == 0 || (kGroupChunks % 8 == 4 && kShift == -1 && kMask == 3), "a flip stays in its line");
 
-    static DEVICE int flip(int g) { return (g << kShift & kMask) * kChunkBytes; }
+    static DEVICE int flip(int g) { return ((kShift < 0 ? g >> 1 : g << kShift) & kMask) * kChunkBytes; }
 
     static DEVICE int offset(int index)  // chunk index in the tile
     {
@@ -85,9 +86,10 @@ using CodeKeySwizzle = GroupSwizzle<kLaneRows * kRowChunks,
                                                   : 0,
                                     kLaneRows * kRowChunks % 8 ? 0 : 7>;
 
-// V: rows 2 kLaneRows t + n, neighbouring pieces for g = 0..7.
+// V, for ldmatrix: eight lanes read one chunk column of every kLaneRows-th row. Groups of kLaneRows rows flip all three bits of a line or, of
+// one and a half lines, which differ in one already, the other two.
 template<int kRowChunks, int kLaneRows>
-using CodeValueSwizzle = GroupSwizzle<2 * kLaneRows * kRowChunks, 1, 6>;
+using CodeValueSwizzle = GroupSwizzle<kLaneRows * kRowChunks, kLaneRows * kRowChunks % 8 ? -1 : 0, kLaneRows * kRowChunks % 8 ? 3 : 7>;
 
 // For tiles that m8n8k4 reads: eight lanes read one chunk column of eight neighbouring rows, or two of four. Rows that share lines differ in
 // some of the three bits already; the others flip.

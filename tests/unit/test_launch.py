@@ -122,4 +122,18 @@ def test_decode_tells_l2_what_to_give_up_first(arch: str, hinted: bool) -> None:
     ptx = nvrtc.compile(render.render(spec), spec.name, arch, render.headers()).ptx.decode()
     copies = re.findall(r"cp\.async\.cg\S*", ptx)
     assert {"cache_hint" in copy for copy in copies} == ({True, False} if hinted else {False})
-    assert ("createpolicy.fractional.L2::evict_first" in ptx) is hinted
+    policies = set(re.findall(r"cache_hint\S* .*(%rd\d+);", ptx))
+    assert bool(policies) is hinted
+    assert all(re.search(rf"\bld\.param\.[bu]64\s+{policy},", ptx) for policy in policies), "a parameter, which costs no registers"
+
+
+@pytest.mark.cuda
+def test_policies_are_those_that_the_gpu_makes() -> None:
+    cp = pytest.importorskip("cupy")
+    if int(cp.cuda.Device().compute_capability) < 80:
+        pytest.skip("createpolicy needs sm_80")
+    made = cp.zeros(1, cp.uint64)
+    code = 'asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(*made));'
+    kernel = cp.RawKernel(f'extern "C" __global__ void make(unsigned long long* made) {{ {code} }}', "make")
+    kernel((1,), (1,), (made,))
+    assert int(made[0]) == params.EVICT_FIRST

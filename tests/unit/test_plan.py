@@ -17,6 +17,7 @@ from pagedattn import dispatch, ops, plan, workspace
 from pagedattn.errors import DeviceFault
 from pagedattn.kernel import Kernel
 from pagedattn.nvrtc import Compiled
+from pagedattn.params import EVICT_FIRST, EVICT_NORMAL
 
 pytest.importorskip("cupy", reason="CuPy's arrays stand for a GPU's")
 
@@ -187,7 +188,8 @@ def test_decode_is_told_where_no_two_sequences_have_a_block_in_common() -> None:
         q, gpu.launches = rows(gpu, batch.batch_size, heads), []
         pa.paged_attention(q, cache, batch, out=q)
         pa.paged_attention(q, cache, batch, out=q, num_splits="fixed:64")
-        return [launch.params["read_once"] for launch in gpu.launches]
+        assert {launch.params["l2_policy"] for launch in gpu.launches} <= {EVICT_FIRST, EVICT_NORMAL}
+        return [launch.params["l2_policy"] == EVICT_FIRST for launch in gpu.launches]
 
     assert told(pa.Batch(table, *LENGTHS["decode"], disjoint=True, device=gpu)) == [1, 1]
     assert told(pa.Batch(table, *LENGTHS["decode"], unshared=True, device=gpu)) == [0, 0]
