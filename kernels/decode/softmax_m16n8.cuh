@@ -112,22 +112,31 @@ struct DecodeSoftmax {
         }
     }
 
+    // The largest score's bits, if one is positive: those of positive numbers are ordered as they are. Three meet in one instruction.
+    static DEVICE int top_bits(const FragS& frag_s)
+    {
+        constexpr int kScores = 4 * kHeadTiles * kKeyTiles;
+        int v[kScores];
+#pragma unroll
+        for (int i = 0; i < kScores; ++i) {
+            v[i] = __float_as_int(frag_s[i / 4 / kHeadTiles][i / 4 % kHeadTiles][i % 4]);
+        }
+#pragma unroll
+        for (int left = kScores; left > 1; left = (left + 2) / 3) {
+#pragma unroll
+            for (int i = 0; i < left; i += 3) {
+                v[i / 3] = max(max(v[i], v[min(i + 1, left - 1)]), v[min(i + 2, left - 1)]);
+            }
+        }
+        return v[0];
+    }
+
     // Scores are relative to the reference; where one outgrew it, the reference moves, and O and l with it, so that the largest probability
     // becomes 2^kShift, or 2^(kShift - lower) if any lane says so: then it moves in any case.
     // `fresh`: the first tile of a segment, whose reference is still 0 and takes any value.
     static DEVICE void MoveReference(FragS& frag_s, State& state, bool fresh, bool lowered = false, float lower = 0.f)
     {
-        int top_bits = 0;  // those of positive numbers are ordered as they are, and three at a time meet in one instruction
-#pragma unroll
-        for (int m = 0; m < kKeyTiles; ++m) {
-#pragma unroll
-            for (int n = 0; n < kHeadTiles; ++n) {
-                const float (&s)[4] = frag_s[m][n];
-                top_bits = max(max(top_bits, __float_as_int(s[0])), __float_as_int(s[1]));
-                top_bits = max(max(top_bits, __float_as_int(s[2])), __float_as_int(s[3]));
-            }
-        }
-        if (!__any_sync(kFullWarp, top_bits > __float_as_int(kLazyLimit) || lowered || fresh)) {
+        if (!__any_sync(kFullWarp, top_bits(frag_s) > __float_as_int(kLazyLimit) || lowered || fresh)) {
             return;
         }
         const float shift = __any_sync(kFullWarp, lowered) ? kShift - lower : kShift;
