@@ -355,6 +355,11 @@ def _codes(rows: dict[str, Case]) -> Iterator[Case]:
                 yield Case(f"offset-{tail}", "zero is far larger than scale, and cancels in nothing", offset=20.0, **keywords)
                 yield Case(f"large-values-{tail}", "V's scale times P passes what float16 holds if P may", gain=4000.0, **keywords)
                 yield Case(f"small-values-{tail}", "V's scale is subnormal in float16, and times P more so", gain=2.0**-7, **keywords)
+    lengths = tuple((1, n) for n in (1, 31, 32, 33, 63, 64, 65, 95, 96, 97, 130))
+    for block_len, window in ((16, 40), (32, 9), (64, 40), (256, 0)):
+        why = "a tile of 64 keys is computed in two steps; the first or the second may have no key"
+        keywords = {"window_size": window} if window else {}
+        yield Case(f"steps-block{block_len}", why, lengths, head_dim=64, block_len=block_len, kv_dtype="int4", keywords=keywords)
 
 
 _SIXTEEN_BITS = tuple(

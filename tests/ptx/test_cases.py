@@ -27,6 +27,7 @@ OPTIONS = (
     "sinks",
     "sinks-window1",
     "scale",
+    *(f"steps-block{block_len}" for block_len in (16, 32, 64, 256)),
     "mixed-d96-block16",
     "mixed-d192-block16",
     "mixed-no-lse",
