@@ -68,9 +68,8 @@ def spec_for(
     """The spec of an operation that target `source` ships, compiled for `arch`; on GPUs called `model` with the row tuned there."""
     of = archs.parse(source)
     mma = of.mma if op in ("decode", "prefill", "varlen") else None
-    model = "" if splits == "cut" else model  # results of "fixed:N" must not change with what was tuned
     spec = KernelSpec(op, dtype, kv_dtype, head_dim, arch, of.family, mma, heads=heads, splits=splits, general=general, fused=fused)
-    return tuned.taken(spec, model)
+    return tuned.taken(spec, tuned.model_for(splits, model))
 
 
 def forget() -> None:
@@ -278,7 +277,7 @@ def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
     segments = problem.batch.batch_size * problem.layout.num_kv_heads * packs
     splits = problem.num_splits
     room = spec.cut_bytes(grid, segments, places) if splits else places * spec.piece_bytes
-    once = problem.batch.disjoint and packs == 1
+    once = problem.batch.disjoint and packs == 1  # keys that nobody else reads leave L2 first: it keeps code, block tables and pieces
     packs_factor, packs_shift = params.divisor(packs)
     splits_factor, splits_shift = params.divisor(spec.cut_divisor(splits)) if splits else (0, 0)
     packed = params.pack(

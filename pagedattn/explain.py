@@ -231,7 +231,7 @@ def _checked(q: Any, cache: KVCache, batch: Batch, **given: Any) -> _Call:
 
 def _row(spec: KernelSpec, device: Device) -> str:
     """What the tuning table says for a spec, and whose word that is."""
-    row = tuned.row_of(spec, device.model)
+    row = tuned.row_of(spec, tuned.model_for(spec.splits, device.model))
     return f"{', '.join(f'{name}={value}' for name, value in row.tile._asdict().items())}; {row.origin}"
 
 

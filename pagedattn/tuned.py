@@ -55,6 +55,15 @@ def forget() -> None:
     row_of.cache_clear()
 
 
+def model_for(splits: str | None, model: str) -> str:
+    """Whose rows a kernel takes: those of a GPU's model, or the shipped ones, "". Results of "fixed:N" must not change with what was tuned.
+
+    >>> model_for("flat", "NVIDIA H200"), model_for("cut", "NVIDIA H200")
+    ('NVIDIA H200', '')
+    """
+    return "" if splits == "cut" else model
+
+
 @cache
 def row_of(spec: KernelSpec, model: str) -> Row:
     """The row that dispatch took for a spec of decode, prefill or varlen on GPUs called `model`, "" for all others.

@@ -162,8 +162,8 @@ struct DecodeQuantImpl {
         }
     }
 
-    // Scores s = code score * scale + zero * sum(q) become probabilities 2^(s*qk_scale - m). Keys outside [from, to) of the tile do not
-    // count.
+    // Scores s = code score * scale + zero * sum(q) become probabilities 2^(s*qk_scale - m). Of the 32 from `key` on those outside
+    // [from, to) do not count; the slot begins with the tile's first key.
     template<class Params, class Place>
     static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query& query, u32, u32 slot, int key, const Params& p,
                                 const Place& place, int from, int to, bool fresh, int g, int t)

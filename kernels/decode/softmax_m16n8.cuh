@@ -83,7 +83,7 @@ struct DecodeSoftmax {
         }
     }
 
-    // Keys outside [from, to) of the tile get probability 0.
+    // Keys outside [from, to), of those that are computed together, get probability 0.
     static DEVICE void Mask(FragS& frag_s, int from, int to, int g)
     {
         constexpr float kMasked = -1e38f;
@@ -133,7 +133,7 @@ struct DecodeSoftmax {
 
     // Scores are relative to the reference; where one outgrew it, the reference moves, and O and l with it, so that the largest probability
     // becomes 2^kShift, or 2^(kShift - lower) if any lane says so: then it moves in any case.
-    // `fresh`: the first tile of a segment, whose reference is still 0 and takes any value.
+    // `fresh`: the first keys of a segment, whose reference is still 0 and takes any value.
     static DEVICE void MoveReference(FragS& frag_s, State& state, bool fresh, bool lowered = false, float lower = 0.f)
     {
         if (!__any_sync(kFullWarp, top_bits(frag_s) > __float_as_int(kLazyLimit) || lowered || fresh)) {

@@ -30,12 +30,6 @@ DEVICE void st_shared(u32 a, u32 x)
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(a), "r"(x) : "memory");
 }
 
-// st.shared.v2.u32
-DEVICE void st_shared_v2(u32 a, u32 x, u32 y)
-{
-    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(a), "r"(x), "r"(y) : "memory");
-}
-
 // st.shared.v4.u32
 DEVICE void st_shared_v4(u32 a, const u32 (&v)[4])
 {

@@ -23,7 +23,6 @@ ROUNDINGS = ("rn", "rz", "rm", "rp")
 # Lowest target of an instruction (PTX ISA, "Target ISA Notes"), by the dots-joined beginning of its opcode; the longest that fits counts.
 NEEDS = {
     "cp.async": 80,
-    "createpolicy": 80,
     "redux": 80,
     "ldmatrix": 75,
     "movmatrix": 75,

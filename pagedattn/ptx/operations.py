@@ -46,8 +46,6 @@ def code(c: Coder, i: Instruction) -> str | None:
         return _atomic(c, i)
     if name == "cp":
         return _copy(c, i)
-    if name == "createpolicy":
-        return _policy(c, i)
     if name == "mbarrier":
         return _mbarrier(c, i)
     if i.op[:2] == ("bar", "warp"):
@@ -141,13 +139,6 @@ def _copy(c: Coder, i: Instruction) -> str:
         raise ValueError("the size of a cp.async is 4, 8 or 16")
     valid = f"broadcast({c.use(rest[0], 'u4')}, w.n)" if rest else "None"
     return f"m.copy({_place(c, i.operands[0])}, {_place(c, i.operands[1])}, {int(size.value)}, {valid}, {c.keep(i)}, w)"
-
-
-def _policy(c: Coder, i: Instruction) -> str:
-    """A cache policy. Its bits are the target's own affair, and where data stays does not change what a kernel computes."""
-    if i.op[1:] != ("fractional", "L2::evict_first", "b64"):
-        raise ValueError("this policy is not defined")
-    return c.put(i.operands[0], f"broadcast({c.constant(0, 'u8')}, w.n)", "u8")
 
 
 def _mbarrier(c: Coder, i: Instruction) -> str:

@@ -28,6 +28,7 @@ OPTIONS = (
     "sinks-window1",
     "scale",
     *(f"steps-block{block_len}" for block_len in (16, 32, 64, 256)),
+    "large-values-decode-f16-int4",
     "mixed-d96-block16",
     "mixed-d192-block16",
     "mixed-no-lse",
@@ -323,3 +324,21 @@ def test_every_shipped_spec_is_run() -> None:
     run = {(c.id, target) for c, target in sm70_decode()}
     for s in shipped(SM70_TARGETS, ops=["decode"]):
         assert s.splits == "cut" or (_decode_id(s), s.arch) in run
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int8", "int4"])
+def test_a_score_that_outgrows_the_others_is_seen_wherever_it_stands(kv_dtype: str | None) -> None:
+    """One key of the second tile or step, by one head: of every score that a lane holds, one. Unseen, its probability is infinite."""
+    places = [(key, head) for key in range(32, 36) for head in (0, 1, 8, 9)]
+    rng = np.random.default_rng(0)
+    cache = pa.KVCache(16 * len(places), num_kv_heads=1, head_dim=64, block_len=16, kv_dtype=kv_dtype, device="interpreter")
+    sequences = [cache.new_sequence() for _ in places]
+    k = np.zeros((len(places), 70, 1, 64), np.float16)
+    v = rng.standard_normal(k.shape).astype(np.float16)
+    q = np.zeros((len(places), 16, 64), np.float16)
+    for i, (key, head) in enumerate(places):
+        k[i, key], q[i, head] = 3, 1  # a score of 64 * 3 / 8, where all others are 0
+    pa.append(k.reshape(-1, 1, 64), v.reshape(-1, 1, 64), cache, cache.extend(sequences, [70] * len(places)))
+    out = pa.paged_attention(q, cache, cache.batch(sequences))
+    for i, (key, head) in enumerate(places):
+        assert np.abs(out[i, head] - v[i, key, 0]).max() < (0.3 if kv_dtype == "int4" else 0.03), (key, head)
