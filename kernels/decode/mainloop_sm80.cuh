@@ -101,6 +101,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
                 const int from = place.from(), to = place.to();
                 const u32 slot = smem_ring + i % kStages * kSlotBytes;
                 bool fresh = place.tile == first;
+                // a tile is computed in steps, from the first to the last that has keys: one without any would have no largest score
                 int key = kSteps > 1 ? (u32)max(from, 0) / kStepKeys * kStepKeys : 0;
 #pragma unroll 1
                 do {
