@@ -25,7 +25,7 @@ struct CutCursor: Cursor<Params, CTA_S> {
     static DEVICE Walk& walk()
     {
         __shared__ Walk walks[kWarps];
-        return walks[opaque((int)threadIdx.x) / kWarpSize];
+        return walks[opaque_id((int)threadIdx.x) / kWarpSize];
     }
 
     // What a CTA has of the list.

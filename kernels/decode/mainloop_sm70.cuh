@@ -72,14 +72,14 @@ struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages, kWarps, kCom
             if (place.entered()) {
                 int heads;
                 const T* const q = query_of(p, place, heads);
-                const int lane = opaque(lane_id);
+                const int lane = opaque_id(lane_id);
                 Impl::LoadQ(query, smem_q, q, heads, p, lane / 4, lane % 4);
             }
             state.Clear();
             place.enter(p);
             const int first = place.tile;
             do {
-                const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id, g = lane / 4, t = lane % 4;
+                const int lane = Impl::kFewRegisters ? opaque_id(lane_id) : lane_id, g = lane / 4, t = lane % 4;
                 typename GmemIterV::Fragment frag_v;
                 Load(gmem_v, cache, frag_v, lane, 0);
                 if constexpr (kAhead) {

@@ -27,7 +27,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
     static DEVICE typename Place::Segment& segment_of(u32 i)
     {
         __shared__ typename Place::Segment segments[kWarps][kStages];
-        return segments[opaque((int)threadIdx.x) / kWarpSize][i % kStages];
+        return segments[opaque_id((int)threadIdx.x) / kWarpSize][i % kStages];
     }
 
     // Walks the units [place, end) and calls finish(state, place, first tile of the piece) where a piece, a segment or the range ends; place.tile
@@ -46,7 +46,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
         // Copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed.
         auto prefetch = [&](u32 i, bool joins) {
             if (!ahead.done()) {
-                const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id;
+                const int lane = Impl::kFewRegisters ? opaque_id(lane_id) : lane_id;
                 const u32 slot = i % kStages * kSlotBytes;
                 if (joins && cache.Joined()) {
                     gmem_k.template Prefetch<true>(cache, lane, slot, p.l2_policy);
@@ -86,7 +86,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
             place.enter(p);
             const int first = place.tile;
             do {
-                const int lane = Impl::kFewRegisters ? opaque(lane_id) : lane_id, g = lane / 4, t = lane % 4;
+                const int lane = Impl::kFewRegisters ? opaque_id(lane_id) : lane_id, g = lane / 4, t = lane % 4;
                 do {
                     if (Impl::kEager) {
                         prefetch(sent, true);

@@ -54,7 +54,7 @@ struct CutMerge {
     template<class Params>
     DEVICE void AddPart(const Params& p, const typename P::State& state, const Place& c, int first, int row) const
     {
-        const int thread = opaque((int)threadIdx.x), warp = thread / kWarpSize, lane = thread % kWarpSize;
+        const int thread = opaque_id((int)threadIdx.x), warp = thread / kWarpSize, lane = thread % kWarpSize;
         Sum sum(kSharedSums ? own_sums + warp * kSumFloats : part_piece(p, warp, kParts), lane);
         if (Place::walk().begun && first > Place::walk().group.begin) {
             sum.Add(state);

@@ -11,7 +11,7 @@ DEVICE void store_rows_without_keys(const Params& p, int thread_id, int threads)
     if (p.cp_size <= 1) {
         return;
     }
-    const int thread = opaque(thread_id);  // nothing of this is worth a register of the main loop
+    const int thread = opaque_id(thread_id);  // nothing of this is worth a register of the main loop
     using Impl = typename Mainloop::Impl;
     constexpr int kChunks = Impl::kHeadDim * (int)sizeof(typename Impl::T) / kChunkBytes;  // of a row
 #pragma unroll 1

@@ -72,7 +72,7 @@ struct Pieces {
     template<class Params>
     static DEVICE void StoreOut(const Params& p, const State& s, const OutRows& rows, int lane_id)
     {
-        const int lane = opaque(lane_id), g = lane / 4, t = lane % 4;  // nothing of this is worth a register of the main loop
+        const int lane = opaque_id(lane_id), g = lane / 4, t = lane % 4;  // nothing of this is worth a register of the main loop
 #pragma unroll
         for (int n = 0; n < Impl::kHeadTiles; ++n) {
 #pragma unroll
@@ -96,7 +96,7 @@ struct Pieces {
 
     static DEVICE void StorePiece(float* piece, const State& s, int heads, int lane_id)
     {
-        const int lane = opaque(lane_id), g = lane / 4, t = lane % 4;
+        const int lane = opaque_id(lane_id), g = lane / 4, t = lane % 4;
 #pragma unroll
         for (int n = 0; n < Impl::kHeadTiles; ++n) {
 #pragma unroll
