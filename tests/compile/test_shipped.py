@@ -19,8 +19,8 @@ try:
     HERE = [t for t in TARGETS if arch.parse(t) in nvrtc.archs()]
 except UnsupportedError:  # no compiler: the tests are skipped, target by target
     HERE = []
-# Variants differ from prefill and plain decode in few lines: they are compiled for one target of each family only.
-VARIANT_TARGETS = ("sm_70", "sm_80")
+# Variants differ from prefill and plain decode in few lines: they are compiled for one target of each mma only.
+VARIANT_TARGETS = ("sm_70", "sm_75", "sm_80")
 SPECS = [
     s for s in shipped(HERE) if (s.op != "varlen" and not s.general) or (s.arch in VARIANT_TARGETS and not (s.op == "varlen" and s.general))
 ]
