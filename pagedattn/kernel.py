@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from pagedattn.errors import ArgumentError
-from pagedattn.params import STRUCT_BYTES, AttentionParams
+from pagedattn.params import EVICT_NORMAL, STRUCT_BYTES, AttentionParams
 from pagedattn.values import whole
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ class Kernel:
         Parameters
         ----------
         params : record of dtype `pagedattn.AttentionParams`, or its bytes
-            Addresses, strides, sizes and options, by name; what the kernel does not read stays 0.
+            Addresses, strides, sizes and options, by name; what the kernel does not read stays 0. An `l2_policy` of 0 is taken for
+            `params.EVICT_NORMAL`.
         grid : int
             CTAs; `pagedattn.explain` says how many a call takes.
         stream : optional
@@ -127,6 +128,10 @@ class Kernel:
                 raise ArgumentError(f"`params` of {self.name} must have {name} and its shift, by which the kernel divides; got 0.")
         if not 1 <= (whole(grid) or 0) < 2**31:
             raise ArgumentError(f"`grid` must be a positive integer below 2**31; got {grid!r}.")
+        if op == "decode" and not asked["l2_policy"]:  # no policy: that of a copy without one
+            filled = bytearray(packed)
+            np.frombuffer(filled, AttentionParams)["l2_policy"] = EVICT_NORMAL
+            packed = bytes(filled)
         Kernel.launcher(self, packed, int(grid), stream)
 
     @property

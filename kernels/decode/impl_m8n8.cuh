@@ -62,7 +62,7 @@ struct QuadPairImpl {
 
     using Query = QuadPairQuery<T, kBits, kHeadDim, kHeadTiles>;
 
-    // Dims of pair i of a lane's, `second` = 0 or 1.
+    // The first dim of pair i of a lane's; the other is kPairStep further.
     static constexpr int kPairStep = 1;
     static DEVICE int dim_of(int i, int g, int t) { return Tile::dim(i / 2, g % 4, i % 2) + t / 2 * 2; }
 

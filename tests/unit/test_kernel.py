@@ -11,7 +11,7 @@ from pagedattn import build
 from pagedattn.errors import ArgumentError
 from pagedattn.kernel import Kernel, Usage, usage
 from pagedattn.nvrtc import Compiled
-from pagedattn.params import AttentionParams
+from pagedattn.params import EVICT_FIRST, EVICT_NORMAL, AttentionParams
 from pagedattn.spec import KernelSpec
 
 ONE = """ptxas info    : 81 bytes gmem, 168 bytes cmem[4]
@@ -90,7 +90,20 @@ def test_a_struct_that_the_code_cannot_serve_is_refused(
             kernel(params, 1)
     else:
         kernel(params, 1)
+    if kernel.spec.op == "decode":
+        params["l2_policy"] = EVICT_NORMAL  # what 0 stands for
     assert launched == ([] if text else [params.tobytes()])
+
+
+@pytest.mark.parametrize(("op", "asked", "told"), [("decode", EVICT_FIRST, EVICT_FIRST), ("decode", 0, EVICT_NORMAL), ("append", 0, 0)])
+def test_a_struct_without_a_policy_gets_the_usual_one(op: str, asked: int, told: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[bytes] = []
+    monkeypatch.setattr(Kernel, "launcher", staticmethod(lambda kernel, packed, grid, stream: launched.append(packed)))
+    params = np.zeros((), AttentionParams)
+    params["l2_policy"], params["q"] = asked, 512
+    Kernel(KernelSpec(op), "", Compiled(b"", b"", "", 0.0), "memory")(params, 1)
+    (found,) = np.frombuffer(launched[0], AttentionParams)
+    assert (int(found["l2_policy"]), int(found["q"]), int(params["l2_policy"])) == (told, 512, asked)
 
 
 def test_no_struct_and_no_spec_are_refused() -> None:
