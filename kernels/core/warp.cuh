@@ -16,3 +16,9 @@ DEVICE int warp_sum(int x)
     return __reduce_add_sync(kFullWarp, x);
 #endif
 }
+
+// x, which every lane has alike: from here on the compiler knows it, too, and needs no barrier where ways that part by it meet again.
+DEVICE int uniform(int x)
+{
+    return __shfl_sync(kFullWarp, x, 0);
+}

@@ -46,6 +46,19 @@ struct Cursor {
 
     DEVICE static int slots(const Params& p) { return p.num_kv_heads * p.head_packs; }
 
+    // Every lane has the same: see `uniform`.
+    DEVICE void unify()
+    {
+        b = uniform(b);
+        slot = uniform(slot);
+        tile = uniform(tile);
+        tiles = uniform(tiles);
+        stop = uniform(stop);
+        len = uniform(len);
+        low = uniform(low);
+        start = uniform(start);
+    }
+
     // Decode takes sequences with exactly one query.
     DEVICE static bool takes(const Params& p, int b)
     {
@@ -77,6 +90,7 @@ struct Cursor {
     DEVICE void begin(const Params& p, int end) { end_at(p, end); }
 
     DEVICE bool done() const { return tile >= stop; }
+    DEVICE bool last() const { return tile + 1 >= stop; }
 
     // A piece ends here. Another begins at `leave`, of another segment: the queries change.
     DEVICE bool paused() const { return done(); }

@@ -82,6 +82,7 @@ struct CutCursor: Cursor<Params, CTA_S> {
 
     DEVICE explicit CutCursor(const Range& range): Base(range.first), new_segment(true) {}
 
+    DEVICE void unify() {}  // the loops that found the place part lanes, for all that the compiler knows: each shuffle would be there twice
     DEVICE bool paused() const { return tile >= pause; }
     DEVICE bool entered() const { return new_segment; }
 

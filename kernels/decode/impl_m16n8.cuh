@@ -159,11 +159,8 @@ struct DecodeImpl {
     static DEVICE void ComputeP(FragP& frag_p, FragS& frag_s, State& state, const Query&, u32, u32, int, const Params& p,
                                 const Place& place, int from, int to, bool fresh, int g, int t)
     {
-        if (from > 0 || to < CTA_S || p.adjust) {  // rare
-            if (p.adjust) {
-                Softmax::Adjust(frag_s, p, Pack(p, place.slot).first_head<kHeads>(p), place, to, g, t);
-            }
-            Softmax::Mask(frag_s, from, to, g);
+        if (p.adjust) {
+            Softmax::Adjust(frag_s, p, Pack(p, place.slot).first_head<kHeads>(p), place, to, g, t);
         }
 #pragma unroll
         for (int n = 0; n < kHeadTiles; ++n) {
@@ -172,7 +169,13 @@ struct DecodeImpl {
                 frag_s[0][n][i] = fmaf(frag_s[0][n][i], p.qk_scale, -state.frag_m[n][i & 1]);
             }
         }
-        Softmax::MoveReference(frag_s, state, fresh);
+        const bool partial = from > 0 || to < CTA_S;
+        if (Softmax::Outgrown(frag_s, fresh || partial)) {
+            if (partial) {
+                Softmax::Mask(frag_s, from, to, g);
+            }
+            Softmax::MoveReference(frag_s, state, fresh);
+        }
         Softmax::Exponentials(frag_p, frag_s, state);
     }
 

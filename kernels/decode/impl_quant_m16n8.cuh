@@ -185,21 +185,22 @@ struct DecodeQuantImpl {
                 }
             }
         }
-        if (from > 0 || to < kStepKeys) {  // rare
-            Softmax::Mask(frag_s, from, to, g);
-            Softmax::Mask(value_params, from, to, g);
-        }
-        float scale[kLaneKeys], zero[kLaneKeys], largest = 0.f;
+        float scale[kLaneKeys], zero[kLaneKeys];
 #pragma unroll
         for (int k = 0; k < kLaneKeys; ++k) {
             const float x = low_to_float<T>(value_params[k]);
             zero[k] = fmaf(x, Code::kTurns ? Code::kTurn : Code::kMiddle, high_to_float<T>(value_params[k]));
             scale[k] = turned(k) ? -x : x;
-            largest = fmaxf(largest, fabsf(x));
         }
-        // P times V's scale becomes T: 2^8 * 2^6 is a float16; above that the reference is put 12 binary orders higher.
-        constexpr float kLargeScale = 64.f, kLower = 12.f;
-        Softmax::MoveReference(frag_s, state, fresh, kFloat16 && largest > kLargeScale, kLower);
+        const bool partial = from > 0 || to < kStepKeys;
+        if (Softmax::Outgrown(frag_s, fresh || partial || any_large(scale))) {
+            if (partial) {
+                Softmax::Mask(frag_s, from, to, g);
+                Softmax::Mask(scale, from, to, g);
+                Softmax::Mask(zero, from, to, g);
+            }
+            Softmax::MoveReference(frag_s, state, fresh, any_large(scale), kLower);
+        }
         Softmax::Exponentials(frag_p, frag_s, state, scale, zero);
     }
 
@@ -249,6 +250,19 @@ struct DecodeQuantImpl {
 
 private:
     static constexpr bool kFloat16 = Pair<T>::kOnes == Pair<half_t>::kOnes;
+
+    // P times V's scale becomes T: 2^8 * 2^6 is a float16; above that the reference is put 12 binary orders higher.
+    static constexpr float kLargeScale = 64.f, kLower = 12.f;
+
+    static DEVICE bool any_large(const float (&scale)[kLaneKeys])
+    {
+        float largest = 0.f;
+#pragma unroll
+        for (int k = 0; k < kLaneKeys; ++k) {
+            largest = fmaxf(largest, fabsf(scale[k]));
+        }
+        return kFloat16 && largest > kLargeScale;
+    }
 
     // s = (code score * scale + zero * sum(q)) * factor - m * relative
     static DEVICE void Scale(FragS& frag_s, const State& state, const Query& query, const u32 (&param)[kLaneKeys], float factor,

@@ -30,6 +30,13 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
         return segments[opaque_id((int)threadIdx.x) / kWarpSize][i % kStages];
     }
 
+    template<bool joined>
+    static DEVICE void Copy(const GmemIterK& gmem_k, const GmemIterV& gmem_v, const CacheIter& cache, int lane, u32 slot, u64 policy)
+    {
+        gmem_k.template Prefetch<joined>(cache, lane, slot, policy);
+        gmem_v.template Prefetch<joined>(cache, lane, slot, policy);
+    }
+
     // Walks the units [place, end) and calls finish(state, place, first tile of the piece) where a piece, a segment or the range ends; place.tile
     // is then the end of the piece.
     template<class Params, class Place, class Finish>
@@ -39,23 +46,28 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
         GmemIterV gmem_v;
         Impl::SetSmem(gmem_k, gmem_v, smem_ring);
 
+        // Of tiles, to count from. Known to be the same in every lane, it would make the assembler of NVRTC 13.0 put a tile's place into the
+        // uniform register that cp.async needs for its policy.
+        const u32 zero = smem_ring >> 31;
         place.begin(p, end);
+        place.unify();
         typename Place::Ahead ahead = place;  // the tile to load
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
         cache.SetTile(ahead.first() + ahead.tile, ahead.len);
         // Copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed.
         auto prefetch = [&](u32 i, bool joins) {
-            if (!ahead.done()) {
-                const int lane = Impl::kFewRegisters ? opaque_id(lane_id) : lane_id;
-                const u32 slot = i % kStages * kSlotBytes;
-                if (joins && cache.Joined()) {
-                    gmem_k.template Prefetch<true>(cache, lane, slot, p.l2_policy);
-                    gmem_v.template Prefetch<true>(cache, lane, slot, p.l2_policy);
+            const int lane = Impl::kFewRegisters ? opaque_id(lane_id) : lane_id;
+            const u32 slot = i % kStages * kSlotBytes;
+            if (CacheIter::kParts > 1 && joins && cache.Joined() && !ahead.last()) {  // most tiles: few branches
+                Copy<true>(gmem_k, gmem_v, cache, lane, slot, p.l2_policy);
+                ++ahead.tile;
+                cache.SetTile(ahead.first() + ahead.tile, ahead.len);
+            }
+            else if (!ahead.done()) {
+                if (joins) {
+                    cache.Part();
                 }
-                else {
-                    gmem_k.template Prefetch<false>(cache, lane, slot, p.l2_policy);
-                    gmem_v.template Prefetch<false>(cache, lane, slot, p.l2_policy);
-                }
+                Copy<false>(gmem_k, gmem_v, cache, lane, slot, p.l2_policy);
                 DecodeQueries<Impl>::template LookAhead<CacheIterFactory>(p, ahead, cache, end, lane, [&]() {
                     if (lane == 0) {
                         segment_of<Place>(i + 1) = ahead.entered_segment();
@@ -64,7 +76,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
             }
             cp_async_commit_group();
         };
-        u32 sent = 0;  // tiles; the ring is filled here or, compact, by the first turn of the loop, which has read the queries then
+        u32 sent = zero;  // tiles; the ring is filled here or, compact, by the first turn of the loop, which has read the queries then
         if constexpr (!kCompact) {
 #pragma unroll 1
             for (; sent < kStages - 1; ++sent) {
@@ -76,7 +88,7 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
 
         State state;
         typename Impl::Query query;
-        for (u32 i = 0; !place.done(); place.leave(segment_of<Place>(i))) {
+        for (u32 i = zero; !place.done(); place.leave(segment_of<Place>(i)), place.unify()) {
             if (place.entered()) {
                 int heads;
                 const T* const q = query_of(p, place, heads);

@@ -30,6 +30,7 @@ struct FlatMerge {
     char* smem;  // the warps' rings, then a place for each warp's even piece
 
     static constexpr int kOutside = 2 - kSharedPieces;
+    using Floats = if_else<kOutside == 0, SharedFloats, OwnFloats>;
     static constexpr int kEvenStride = (kOutside == 2 ? 2 : 1) * P::kFloats;  // floats from a warp's even piece to the next warp's
 
     template<class Params>
@@ -39,6 +40,17 @@ struct FlatMerge {
             return (float*)(smem + (e & 1 ? (e >> 1) * kRingBytes : kWarps * kRingBytes + (e >> 1) * P::kBytes));
         }
         return p.partial_o + (i64)(blockIdx.x * kWarps * kOutside + (kOutside == 1 ? e >> 1 : e)) * P::kFloats;
+    }
+
+    template<class Params>
+    DEVICE Floats floats(const Params& p, int e) const
+    {
+        if constexpr (kOutside == 0) {
+            return {shared_address(place(p, e))};
+        }
+        else {
+            return {place(p, e)};
+        }
     }
 
     // No barrier follows: a warp clears and notes its own parts, the others look at them behind the barrier before the merge.
@@ -98,8 +110,8 @@ struct FlatMerge {
             Sum sum;
             if (active) {
                 // the first is e; every later one is the even piece of the next warp
-                sum = add_pieces<P, false, 4, kSpans>({place(p, e), place(p, e & ~1), kEvenStride, run.count}, team, receiving ? teams : 1,
-                                                      head, quad);
+                sum = add_pieces<P, 2, kSpans, Floats>({floats(p, e), floats(p, e & ~1), kEvenStride, run.count}, team, receiving ? teams : 1,
+                                                       head, quad);
                 if (receiving) {
                     sent.template AddTo<kAtOnce>(sum, team, teams, head, quad);
                 }

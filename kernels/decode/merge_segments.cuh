@@ -127,11 +127,11 @@ private:
     template<class Params>
     static DEVICE Merged AddTeams(const Params& p, const Segment& segment, int from, int to, int count, int head, int quad)
     {
-        const float* const first = Groups::group_piece(p, segment.index, 0);
+        const OthersFloats first{Groups::group_piece(p, segment.index, 0)};
         Merged sum;
 #pragma unroll 1
         for (int team = from; team < to; ++team) {
-            const Merged more = add_pieces<P, true, kAtOnce>({first, first, P::kFloats, segment.groups}, team, count, head, quad);
+            const Merged more = add_pieces<P, kAtOnce, 1, OthersFloats>({first, first, P::kFloats, segment.groups}, team, count, head, quad);
             if (team == from) {
                 sum = more;
             }

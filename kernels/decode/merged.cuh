@@ -117,29 +117,56 @@ struct MergedSpans {
 
 using Merged = MergedSpans<1>;
 
-// Where the pieces of a segment lie: the first one, then one every `stride` floats from `rest` on.
-struct PieceList {
-    const float* first;
-    const float* rest;  // piece i at rest + i * stride
-    int stride;
-    int count;
+// Where floats lie: what loads them follows from it. They are in shared memory; in that or in global memory; there, and other CTAs wrote them.
+struct SharedFloats {
+    using Offset = int;
+    u32 address;
+    DEVICE SharedFloats operator+(int n) const { return {address + n * 4}; }
+};
+struct OwnFloats {
+    using Offset = i64;
+    const float* address;
+    DEVICE OwnFloats operator+(i64 n) const { return {address + n}; }
+};
+struct OthersFloats {
+    using Offset = i64;
+    const float* address;
+    DEVICE OthersFloats operator+(i64 n) const { return {address + n}; }
 };
 
-template<bool kOfOthers, class D>
-DEVICE void load_if(D& d, const float* p, bool there)
+template<class D>
+DEVICE void load_if(D& d, SharedFloats p, bool there)
 {
-    if constexpr (kOfOthers) {
-        ld_global_cg_if(d, p, there);
-    }
-    else {
-        ld_if(d, p, there);
-    }
+    ld_shared_if(d, p.address, there);
 }
 
-// Adds pieces begin, begin + step, ... in this order; kAtOnce loads are in flight. Pieces of other CTAs, or of warps that no barrier binds, are
-// read past the L1 cache. No branch stands between the loads, and little else: this runs once, and what it costs is to fetch its instructions.
-template<class P, bool kOfOthers, int kAtOnce, int kSpans = 1>
-DEVICE MergedSpans<kSpans> add_pieces(const PieceList& pieces, int begin, int step, int head, int quad)
+template<class D>
+DEVICE void load_if(D& d, OwnFloats p, bool there)
+{
+    ld_if(d, p.address, there);
+}
+
+template<class D>
+DEVICE void load_if(D& d, OthersFloats p, bool there)
+{
+    ld_global_cg_if(d, p.address, there);
+}
+
+// Where the pieces of a segment lie: the first one, then one every `stride` floats from `rest` on.
+template<class Floats>
+struct PieceList {
+    Floats first;
+    Floats rest;  // piece i at rest + i * stride
+    int stride;
+    int count;
+
+    DEVICE Floats at(int i, bool may_be_first) const { return may_be_first && i == 0 ? first : rest + (typename Floats::Offset)i * stride; }
+};
+
+// Adds pieces begin, begin + step, ... in this order; kAtOnce loads are in flight. No branch stands between the loads, and little else: this runs
+// once, and what it costs is to fetch its instructions.
+template<class P, int kAtOnce, int kSpans, class Floats>
+DEVICE MergedSpans<kSpans> add_pieces(const PieceList<Floats>& pieces, int begin, int step, int head, int quad)
 {
     using Sum = MergedSpans<kSpans>;
     const int row = head * P::kHeadDim + quad * 4, ends_of = P::kEnds + 2 * head - row;
@@ -152,13 +179,13 @@ DEVICE MergedSpans<kSpans> add_pieces(const PieceList& pieces, int begin, int st
 #pragma unroll
         for (int k = 0; k < kAtOnce; ++k) {
             const int index = i + k * step;
-            const float* const at = (k == 0 && i == 0 ? pieces.first : pieces.rest + (i64)index * pieces.stride) + row;
+            const Floats at = pieces.at(index, k == 0) + row;
             ends[k] = make_float2(negative_infinity(), 0.f);
-            load_if<kOfOthers>(ends[k], at + ends_of, index < pieces.count);
+            load_if(ends[k], at + ends_of, index < pieces.count);
 #pragma unroll
             for (int s = 0; s < kSpans; ++s) {
                 o[k][s] = make_float4(0.f, 0.f, 0.f, 0.f);
-                load_if<kOfOthers>(o[k][s], at + Sum::template dim<P>(0, s), index < pieces.count);
+                load_if(o[k][s], at + Sum::template dim<P>(0, s), index < pieces.count);
             }
         }
         sum.AddAll(o, ends);

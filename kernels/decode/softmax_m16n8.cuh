@@ -102,13 +102,13 @@ struct DecodeSoftmax {
         }
     }
 
-    // Parameters of such keys, which may hold NaN, that a zero probability would not silence, become zeros.
-    static DEVICE void Mask(u32 (&params)[kLaneKeys], int from, int to, int g)
+    // What such keys' values are multiplied with, which may be NaN, that a zero probability would not silence, becomes zero.
+    static DEVICE void Mask(float (&factor)[kLaneKeys], int from, int to, int g)
     {
 #pragma unroll
         for (int k = 0; k < kLaneKeys; ++k) {
             const int key = kLaneKeys * g + k;
-            params[k] = key < from || key >= to ? 0 : params[k];
+            factor[k] = key < from || key >= to ? 0.f : factor[k];
         }
     }
 
@@ -131,17 +131,20 @@ struct DecodeSoftmax {
         return v[0];
     }
 
-    // Scores are relative to the reference; where one outgrew it, the reference moves, and O and l with it, so that the largest probability
-    // becomes 2^kShift, or 2^(kShift - lower) if any lane says so: then it moves in any case.
+    // Scores are relative to the reference. Whether, in any lane, one outgrew it, or `else_` says that there is something to be done, too: what is
+    // rare then waits behind one branch.
+    static DEVICE bool Outgrown(const FragS& frag_s, bool else_)
+    {
+        return __any_sync(kFullWarp, top_bits(frag_s) > __float_as_int(kLazyLimit) || else_);
+    }
+
+    // The reference moves, and O and l with it, so that the largest probability becomes 2^kShift, or 2^(kShift - lower) if any lane says so.
     // `fresh`: the first keys of a segment, whose reference is still 0 and takes any value.
     static DEVICE void MoveReference(FragS& frag_s, State& state, bool fresh, bool lowered = false, float lower = 0.f)
     {
-        if (!__any_sync(kFullWarp, top_bits(frag_s) > __float_as_int(kLazyLimit) || lowered || fresh)) {
-            return;
-        }
         const float shift = __any_sync(kFullWarp, lowered) ? kShift - lower : kShift;
 #pragma unroll
-        for (int n = 0; n < kHeadTiles; ++n) {  // rare
+        for (int n = 0; n < kHeadTiles; ++n) {
             float down[2];
 #pragma unroll
             for (int e = 0; e < 2; ++e) {

@@ -81,6 +81,23 @@ DEVICE void ld_if(float2& d, const void* p, bool there)
                  : "memory");
 }
 
+// @there ld.shared.{v4, v2}.f32
+DEVICE void ld_shared_if(float4& d, u32 a, bool there)
+{
+    asm volatile("{\n\t.reg .pred there;\n\tsetp.ne.b32 there, %5, 0;\n\t@there ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];\n\t}"
+                 : "+f"(d.x), "+f"(d.y), "+f"(d.z), "+f"(d.w)
+                 : "r"(a), "r"((int)there)
+                 : "memory");
+}
+
+DEVICE void ld_shared_if(float2& d, u32 a, bool there)
+{
+    asm volatile("{\n\t.reg .pred there;\n\tsetp.ne.b32 there, %3, 0;\n\t@there ld.shared.v2.f32 {%0, %1}, [%2];\n\t}"
+                 : "+f"(d.x), "+f"(d.y)
+                 : "r"(a), "r"((int)there)
+                 : "memory");
+}
+
 // @there ld.global.cg.{v4, v2}.f32, past L1
 DEVICE void ld_global_cg_if(float4& d, const void* p, bool there)
 {
