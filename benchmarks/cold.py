@@ -31,6 +31,9 @@ def main() -> None:
     target, *head_dims = (x for x in sys.argv[1:] if x != "--all")
     everything = "--all" in sys.argv[1:]
     nvrtc.compile('extern "C" __global__ void warm() {}', "warm", target, {})  # loads NVRTC
+    begin = time.perf_counter()
+    nvrtc.compile('extern "C" __global__ void one_line(float* x) { x[threadIdx.x] += 1.f; }', "one_line", target, {})
+    print(f"one_line {time.perf_counter() - begin:.3f}", flush=True)  # to compare hosts by
     for kind in (*KINDS, *(VARIANTS if everything else ())):
         for kv_dtype in KV_DTYPES if everything else (None,):
             for head_dim in map(int, head_dims) if head_dims else HEAD_DIMS:

@@ -13,6 +13,12 @@ import numpy as np
 import pagedattn as pa
 from benchmarks import measure
 from benchmarks.measure import Effort
+from pagedattn.params import AttentionParams
+
+# What a host is measured by: calls of CuPy's own, which this package does not make.
+_EMPTY = cp.RawKernel(
+    f'struct Params {{ long long words[{AttentionParams.itemsize // 8}]; }}; extern "C" __global__ void empty(Params) {{}}', "empty"
+)
 
 
 def host(results: dict[str, Any], effort: Effort) -> None:
@@ -51,6 +57,7 @@ def host(results: dict[str, Any], effort: Effort) -> None:
         figures["32 layers of append and paged_attention"] = measure.host(decode_step, 10)
         figures["32 layers, captured: Batch.assign"] = measure.host(lambda: room.assign(batch))
         figures["32 layers, captured: the graph's launch"] = measure.host(lambda: captured.launch(stream), 20)
+    figures |= _cupy()
     results["host_us"] = figures
     if not effort.quick:
         results["import_ms"] = _import_ms()
@@ -59,6 +66,21 @@ def host(results: dict[str, Any], effort: Effort) -> None:
         print(f"  {name:48}{value:8.1f}")
     if "import_ms" in results:
         print(f"  {'import pagedattn, ms':48}{results['import_ms']:8.0f}")
+
+
+def _cupy() -> dict[str, float]:
+    """A launch of an empty kernel with a struct as large as the package's, memory for an output, and a graph of that launch."""
+    params = np.zeros(1, AttentionParams)[0]
+    figures = {
+        "CuPy: RawKernel, empty, one struct": measure.host(lambda: _EMPTY((1,), (32,), (params,))),
+        "CuPy: empty": measure.host(lambda: cp.empty((8, 32, 128), cp.float16)),
+    }
+    with cp.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        _EMPTY((1,), (32,), (params,))
+        captured = stream.end_capture()
+        figures["CuPy: a graph of one launch"] = measure.host(lambda: captured.launch(stream))
+    return figures
 
 
 def _import_ms() -> float:

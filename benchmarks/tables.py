@@ -28,6 +28,8 @@ HOST = {
     "append and paged_attention": "`append` and `paged_attention` in one call",
     "32 layers, captured: Batch.assign": "`Batch.assign` of a captured step",
     "32 layers, captured: the graph's launch": "launch of a captured step of 32 layers",
+    "CuPy: RawKernel, empty, one struct": "to compare hosts by: an empty `cupy.RawKernel` with a struct of this size",
+    "CuPy: a graph of one launch": "launch of a captured empty kernel",
 }
 FUSED = ("D1", "D3", "D6", "1 x 512", "16 x 512", "64 x 512")
 PLACE = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

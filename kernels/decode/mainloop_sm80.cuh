@@ -21,13 +21,18 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
 
     using State = typename Impl::Softmax::State;
 
-    // Of the warp, in shared memory: the segment that begins with the warp's tile i, as the tile to load found it. The tile to compute comes there
+    // Tiles lie in places one after the other, and around. Places are addresses, which differ from warp to warp for all that the assembler knows:
+    // from the number of a place it would make a uniform register, which cp.async cannot take beside that of its policy (NVRTC 12.9 to 13.5
+    // emit what a GPU calls an illegal instruction; tests/compile looks for it).
+    static DEVICE u32 after(u32 place, u32 ring) { return place == ring + (kStages - 1) * kSlotBytes ? ring : place + kSlotBytes; }
+
+    // Of the warp, in shared memory: the segment that begins with a place's tile, as the tile to load found it. The tile to compute comes there
     // a few tiles later, behind a __syncwarp, and does not look for it again; LoadQ's __syncwarps then stand before the place is written anew.
     template<class Place>
-    static DEVICE typename Place::Segment& segment_of(u32 i)
+    static DEVICE typename Place::Segment& segment_of(u32 place, u32 ring)
     {
         __shared__ typename Place::Segment segments[kWarps][kStages];
-        return segments[opaque_id((int)threadIdx.x) / kWarpSize][i % kStages];
+        return segments[opaque_id((int)threadIdx.x) / kWarpSize][(place - ring) / kSlotBytes];
     }
 
     template<bool joined>
@@ -44,51 +49,47 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
     {
         GmemIterK gmem_k;
         GmemIterV gmem_v;
-        Impl::SetSmem(gmem_k, gmem_v, smem_ring);
+        Impl::SetSmem(gmem_k, gmem_v, 0);
 
-        // Of tiles, to count from. Known to be the same in every lane, it would make the assembler of NVRTC 13.0 put a tile's place into the
-        // uniform register that cp.async needs for its policy.
-        const u32 zero = smem_ring >> 31;
         place.begin(p, end);
         place.unify();
         typename Place::Ahead ahead = place;  // the tile to load
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
         cache.SetTile(ahead.first() + ahead.tile, ahead.len);
-        // Copies tile i into its slot, then looks one tile further, so that the block index is there when it is needed.
-        auto prefetch = [&](u32 i, bool joins) {
+        PrefetchQ(p, place, lane_id);  // while the first block is looked up
+        u32 to_fill = smem_ring, slot = smem_ring;  // places of the tile to load and of the one to compute
+        // Copies a tile into its place, then looks one tile further, so that the block index is there when it is needed.
+        auto prefetch = [&](bool joins) {
             const int lane = Impl::kFewRegisters ? opaque_id(lane_id) : lane_id;
-            const u32 slot = i % kStages * kSlotBytes;
+            const u32 next = after(to_fill, smem_ring);
             if (CacheIter::kParts > 1 && joins && cache.Joined() && !ahead.last()) {  // most tiles: few branches
-                Copy<true>(gmem_k, gmem_v, cache, lane, slot, p.l2_policy);
+                Copy<true>(gmem_k, gmem_v, cache, lane, to_fill, p.l2_policy);
                 ++ahead.tile;
                 cache.SetTile(ahead.first() + ahead.tile, ahead.len);
             }
             else if (!ahead.done()) {
-                if (joins) {
-                    cache.Part();
-                }
-                Copy<false>(gmem_k, gmem_v, cache, lane, slot, p.l2_policy);
+                cache.Part();  // one copy of the code less: what copies tiles of several parts copies joined ones, too
+                Copy<false>(gmem_k, gmem_v, cache, lane, to_fill, p.l2_policy);
                 DecodeQueries<Impl>::template LookAhead<CacheIterFactory>(p, ahead, cache, end, lane, [&]() {
                     if (lane == 0) {
-                        segment_of<Place>(i + 1) = ahead.entered_segment();
+                        segment_of<Place>(next, smem_ring) = ahead.entered_segment();
                     }
                 });
             }
+            to_fill = next;
             cp_async_commit_group();
         };
-        u32 sent = zero;  // tiles; the ring is filled here or, compact, by the first turn of the loop, which has read the queries then
+        int sent = 0;  // tiles; the ring is filled here or, compact, by the first turn of the loop, which has read the queries then
         if constexpr (!kCompact) {
 #pragma unroll 1
             for (; sent < kStages - 1; ++sent) {
-                cache.Part();  // one copy of the code less: what copies tiles of two parts copies joined ones, too
-                prefetch(sent, false);
+                prefetch(false);
             }
         }
-        PrefetchQ(p, place, lane_id);
 
         State state;
         typename Impl::Query query;
-        for (u32 i = zero; !place.done(); place.leave(segment_of<Place>(i)), place.unify()) {
+        for (; !place.done(); place.leave(segment_of<Place>(slot, smem_ring)), place.unify()) {
             if (place.entered()) {
                 int heads;
                 const T* const q = query_of(p, place, heads);
@@ -101,17 +102,16 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
                 const int lane = Impl::kFewRegisters ? opaque_id(lane_id) : lane_id, g = lane / 4, t = lane % 4;
                 do {
                     if (Impl::kEager) {
-                        prefetch(sent, true);
+                        prefetch(true);
                     }
                     cp_async_wait_group<kStages - (Impl::kEager ? 1 : 2)>();
                     __syncwarp();
                     if (!Impl::kEager) {
-                        prefetch(sent, true);
+                        prefetch(true);
                     }
                 } while (++sent < kStages && kCompact);
 
                 const int from = place.from(), to = place.to();
-                const u32 slot = smem_ring + i % kStages * kSlotBytes;
                 bool fresh = place.tile == first;
                 // a tile is computed in steps, from the first to the last that has keys: one without any would have no largest score
                 int key = kSteps > 1 ? (u32)max(from, 0) / kStepKeys * kStepKeys : 0;
@@ -125,7 +125,8 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
                     fresh = false;
                     key += kStepKeys;
                 } while (key < CTA_S && key < to);
-                ++i, ++place.tile;
+                ++place.tile;
+                slot = after(slot, smem_ring);
                 if (Impl::kEager) {
                     __syncwarp();  // the tile is used up; with none left, the ring may become the piece's place
                 }
