@@ -5,6 +5,7 @@
 #include "core/family_sm80.cuh"
 #include "decode/mainloop.cuh"
 #include "iterator/gmem_sm80.cuh"
+#include "ptx/launch.cuh"
 
 template<class Impl_, class CacheIterFactory, int kStages, int kWarps, bool kCompact>
 struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCompact>: DecodeQueries<Impl_> {
@@ -21,9 +22,9 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
 
     using State = typename Impl::Softmax::State;
 
-    // Tiles lie in places one after the other, and around. Places are addresses, which differ from warp to warp for all that the assembler knows:
-    // from the number of a place it would make a uniform register, which cp.async cannot take beside that of its policy (NVRTC 12.9 to 13.5
-    // emit what a GPU calls an illegal instruction; tests/compile looks for it).
+    // Tiles lie in places one after the other, and around. Places are addresses, which differ from warp to warp: from the number of a place, which
+    // every lane has alike, the assembler would make a uniform register, and cp.async cannot take one beside that of its policy (NVRTC 12.9 to
+    // 13.5 emit what a GPU calls an illegal instruction; tests/compile looks for it).
     static DEVICE u32 after(u32 place, u32 ring) { return place == ring + (kStages - 1) * kSlotBytes ? ring : place + kSlotBytes; }
 
     // Of the warp, in shared memory: the segment that begins with a place's tile, as the tile to load found it. The tile to compute comes there
@@ -47,6 +48,9 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
     template<class Params, class Place, class Finish>
     DEVICE void operator()(const Params& p, Place place, int end, u32 smem_ring, u32 smem_q, int lane_id, Finish&& finish) const
     {
+        if (kWarps == 1) {
+            smem_ring += lanes_below() >> 31;  // 0. No other warp's ring differs, but lanes do, for all that the assembler knows: see `after`
+        }
         GmemIterK gmem_k;
         GmemIterV gmem_v;
         Impl::SetSmem(gmem_k, gmem_v, 0);

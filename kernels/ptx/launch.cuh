@@ -1,4 +1,4 @@
-// PTX ISA 9.7.14 griddepcontrol: programmatic dependent launch, from sm_90 on; 9.7.19 trap; 10.1 %tid.
+// PTX ISA 9.7.14 griddepcontrol: programmatic dependent launch, from sm_90 on; 9.7.19 trap; 10.1 %tid, 10.20 %lanemask_lt.
 #pragma once
 
 #include "core/types.cuh"
@@ -25,6 +25,14 @@ DEVICE int thread_again()
     int x;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
     return x;
+}
+
+// mov.u32 from %lanemask_lt: a bit for each lane below this one, so the highest is never set
+DEVICE u32 lanes_below()
+{
+    u32 d;
+    asm("mov.u32 %0, %%lanemask_lt;" : "=r"(d));
+    return d;
 }
 
 // trap: the launch fails
