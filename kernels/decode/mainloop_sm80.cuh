@@ -48,8 +48,9 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
     template<class Params, class Place, class Finish>
     DEVICE void operator()(const Params& p, Place place, int end, u32 smem_ring, u32 smem_q, int lane_id, Finish&& finish) const
     {
+        // One warp's ring differs from no other's. Lanes do, for all that the assembler knows: see `after`.
         if (kWarps == 1) {
-            smem_ring += lanes_below() >> 31;  // 0. No other warp's ring differs, but lanes do, for all that the assembler knows: see `after`
+            smem_ring += lanes_below() >> 31;  // 0
         }
         GmemIterK gmem_k;
         GmemIterV gmem_v;
@@ -59,8 +60,8 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
         place.unify();
         typename Place::Ahead ahead = place;  // the tile to load
         CacheIter cache = CacheIterFactory::Create(p, ahead.b, Pack(p, ahead.slot).kv_head);
-        cache.SetTile(ahead.first() + ahead.tile, ahead.len);
-        PrefetchQ(p, place, lane_id);  // while the first block is looked up
+        cache.SetTile(ahead.first() + ahead.tile, ahead.len);  // while its block is looked up, queries are sent for
+        PrefetchQ(p, place, lane_id);
         u32 to_fill = smem_ring, slot = smem_ring;  // places of the tile to load and of the one to compute
         // Copies a tile into its place, then looks one tile further, so that the block index is there when it is needed.
         auto prefetch = [&](bool joins) {

@@ -110,8 +110,8 @@ struct FlatMerge {
             Sum sum;
             if (active) {
                 // the first is e; every later one is the even piece of the next warp
-                sum = add_pieces<P, 2, kSpans, Floats>({floats(p, e), floats(p, e & ~1), kEvenStride, run.count}, team, receiving ? teams : 1,
-                                                       head, quad);
+                sum = add_pieces<P, 2, kSpans, Floats>({floats(p, e), floats(p, e & ~1), kEvenStride, run.count}, team,
+                                                       receiving ? teams : 1, head, quad);
                 if (receiving) {
                     sent.template AddTo<kAtOnce>(sum, team, teams, head, quad);
                 }

@@ -131,7 +131,8 @@ private:
         Merged sum;
 #pragma unroll 1
         for (int team = from; team < to; ++team) {
-            const Merged more = add_pieces<P, kAtOnce, 1, OthersFloats>({first, first, P::kFloats, segment.groups}, team, count, head, quad);
+            const Merged more =
+                add_pieces<P, kAtOnce, 1, OthersFloats>({first, first, P::kFloats, segment.groups}, team, count, head, quad);
             if (team == from) {
                 sum = more;
             }
