@@ -1,7 +1,7 @@
 """What compiling a kernel costs on one core, from template to cubin: python -m benchmarks.cold TARGET [HEAD_DIM...] [--all]
 
-Of 16-bit caches; with --all of every kind. No GPU is needed. NVRTC 13 keeps what it compiled in the driver's cache, unless the process
-began with CUDA_CACHE_DISABLE=1.
+First a kernel of one line, to compare machines by; then those of 16-bit caches, with --all of every kind. No GPU is needed. NVRTC 13 keeps
+what it compiled in the driver's cache, unless the process began with CUDA_CACHE_DISABLE=1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     nvrtc.compile('extern "C" __global__ void warm() {}', "warm", target, {})  # loads NVRTC
     begin = time.perf_counter()
     nvrtc.compile('extern "C" __global__ void one_line(float* x) { x[threadIdx.x] += 1.f; }', "one_line", target, {})
-    print(f"one_line {time.perf_counter() - begin:.3f}", flush=True)  # to compare hosts by
+    print(f"one_line {time.perf_counter() - begin:.3f}", flush=True)
     for kind in (*KINDS, *(VARIANTS if everything else ())):
         for kv_dtype in KV_DTYPES if everything else (None,):
             for head_dim in map(int, head_dims) if head_dims else HEAD_DIMS:

@@ -6,7 +6,7 @@
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
-// The running maximum moves only when a score outgrows it by 2^kLazyLimit: probabilities stay below 2^kLazyLimit, sums in float32.
+// The running maximum need not move before a score outgrows it by 2^kLazyLimit: probabilities stay below 2^kLazyLimit, sums in float32.
 constexpr float kLazyLimit = 8.f;
 
 // softcap * tanh(s * scale / softcap), still on the scale of q.k: tanh from ex2 and rcp, 1e-7 of the softcap, where tanh.approx has 5e-4; by its

@@ -48,10 +48,10 @@ struct DecodeImpl {
     using GmemIterV = typename Iterators::template Data<T, Map, SmemLayoutV, kValueData>;
 
     template<class IterK, class IterV>
-    static DEVICE void SetSmem(IterK& k, IterV& v, u32 ring)
+    static DEVICE void SetSmem(IterK& k, IterV& v, u32 slot)
     {
-        k.SetSmem(ring);
-        v.SetSmem(ring + kValueOffset);
+        k.SetSmem(slot);
+        v.SetSmem(slot + kValueOffset);
     }
 
     using Softmax = DecodeSoftmax<T, 1, kHeadTiles, kDimTiles>;

@@ -58,10 +58,10 @@ struct DecodeQuantImpl {
     using GmemIterV = typename Iterators::template Data<u8, Map, SmemLayoutV, kValueData>;
 
     template<class IterK, class IterV>
-    static DEVICE void SetSmem(IterK& k, IterV& v, u32 ring)
+    static DEVICE void SetSmem(IterK& k, IterV& v, u32 slot)
     {
-        k.SetSmem(ring, ring + kParamOffset);
-        v.SetSmem(ring + kValueOffset);
+        k.SetSmem(slot, slot + kParamOffset);
+        v.SetSmem(slot + kValueOffset);
     }
 
     using Softmax = DecodeSoftmax<T, kKeyTiles, kHeadTiles, kDimTiles + (Code::kTurns ? 1 : 0)>;
@@ -199,7 +199,7 @@ struct DecodeQuantImpl {
                 Softmax::Mask(scale, from, to, g);
                 Softmax::Mask(zero, from, to, g);
             }
-            Softmax::MoveReference(frag_s, state, fresh, any_large(scale), kLower);
+            Softmax::MoveReference(frag_s, state, fresh, any_large(scale), kLower);  // asked again: rows that do not count hold anything
         }
         Softmax::Exponentials(frag_p, frag_s, state, scale, zero);
     }

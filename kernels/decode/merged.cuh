@@ -117,18 +117,18 @@ struct MergedSpans {
 
 using Merged = MergedSpans<1>;
 
-// Where floats lie: what loads them follows from it. They are in shared memory; in that or in global memory; there, and other CTAs wrote them.
+// Where floats lie: what loads them follows from it.
 struct SharedFloats {
     using Offset = int;
     u32 address;
     DEVICE SharedFloats operator+(int n) const { return {address + n * 4}; }
 };
-struct OwnFloats {
+struct OwnFloats {  // of this CTA, in shared or in global memory
     using Offset = i64;
     const float* address;
     DEVICE OwnFloats operator+(i64 n) const { return {address + n}; }
 };
-struct OthersFloats {
+struct OthersFloats {  // in global memory, and other CTAs, or warps that no barrier binds, may have written them: read past the L1 cache
     using Offset = i64;
     const float* address;
     DEVICE OthersFloats operator+(i64 n) const { return {address + n}; }

@@ -131,15 +131,15 @@ struct DecodeSoftmax {
         return v[0];
     }
 
-    // Scores are relative to the reference. Whether, in any lane, one outgrew it, or `else_` says that there is something to be done, too: what is
-    // rare then waits behind one branch.
-    static DEVICE bool Outgrown(const FragS& frag_s, bool else_)
+    // Scores are relative to the reference. Whether, in any lane, one outgrew it, or `besides` says that there is something to do: all that is
+    // rare waits behind one branch.
+    static DEVICE bool Outgrown(const FragS& frag_s, bool besides)
     {
-        return __any_sync(kFullWarp, top_bits(frag_s) > __float_as_int(kLazyLimit) || else_);
+        return __any_sync(kFullWarp, top_bits(frag_s) > __float_as_int(kLazyLimit) || besides);
     }
 
-    // The reference moves, and O and l with it, so that the largest probability becomes 2^kShift, or 2^(kShift - lower) if any lane says so.
-    // `fresh`: the first keys of a segment, whose reference is still 0 and takes any value.
+    // The reference moves, and O and l with it, so that no probability is above 2^kShift, or 2^(kShift - lower) if any lane says so. `fresh`: the
+    // first keys of a segment, whose reference is still 0 and takes any value: the largest probability then is that.
     static DEVICE void MoveReference(FragS& frag_s, State& state, bool fresh, bool lowered = false, float lower = 0.f)
     {
         const float shift = __any_sync(kFullWarp, lowered) ? kShift - lower : kShift;

@@ -91,7 +91,7 @@ struct QuadPairSoftmax {
         }
     }
 
-    // As DecodeSoftmax::MoveReference.
+    // As DecodeSoftmax's Outgrown and MoveReference.
     static DEVICE void MoveReference(FragS& frag_s, State& state, int lane, bool fresh, bool lowered = false, float lower = 0.f)
     {
         FragHead top;

@@ -11,7 +11,7 @@ struct BaseGmemIterator {
     using SmemLayout = SmemLayout_;
     static constexpr int kIterCount = Map::kIterS;
 
-    u32 smem_;  // address of the tile's first ring slot
+    u32 smem_;  // where the tile lies; from where its slot begins, if a copy is told the slot
 
     DEVICE void SetSmem(u32 smem) { smem_ = smem; }
 };

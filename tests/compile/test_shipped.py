@@ -80,7 +80,7 @@ def _check_shared_memory(kernel: Kernel) -> None:
 def _check_copies(kernel: Kernel) -> None:
     """No cp.async takes its place in shared memory from a uniform register.
 
-    The assembler of NVRTC 13.0 confuses that register with the one of the L2 policy: the H200 called the instruction illegal.
+    Assemblers confuse it with that of the L2 policy (mainloop_sm80.cuh, `after`): the H200 called such an instruction illegal.
     """
     opcodes = {word & 0xFFF for word in _instructions(kernel)}
     assert CP_ASYNC in opcodes

@@ -342,3 +342,39 @@ def test_a_score_that_outgrows_the_others_is_seen_wherever_it_stands(kv_dtype: s
     out = pa.paged_attention(q, cache, cache.batch(sequences))
     for i, (key, head) in enumerate(places):
         assert np.abs(out[i, head] - v[i, key, 0]).max() < (0.3 if kv_dtype == "int4" else 0.03), (key, head)
+
+
+@pytest.mark.parametrize("kv_dtype", ["int8", "int4"])
+def test_scales_grow_within_a_segment(kv_dtype: str) -> None:
+    """V grows from 1 to 60,000 behind the first 64 keys; later scores are higher, but not by what moves the reference: scales must."""
+    rng = np.random.default_rng(0)
+    cache = pa.KVCache(4, num_kv_heads=1, head_dim=64, block_len=64, kv_dtype=kv_dtype, device="interpreter")
+    k, v = np.zeros((200, 1, 64), np.float16), rng.uniform(-1, 1, (200, 1, 64)).astype(np.float16)
+    k[64:], v[64:] = 0.3, v[64:] * np.float16(60000)
+    sequence = cache.new_sequence()
+    pa.append(k, v, cache, cache.extend([sequence], [200]))
+    batch = cache.batch([sequence])
+    q = np.ones((1, 4, 64), np.float16)
+    dense_k, dense_v = (x.astype(np.float64) for x in pa.gather(cache, batch))
+    expected = reference.attention(q.astype(np.float64), dense_k, dense_v).out
+    found = pa.paged_attention(q, cache, batch, num_splits="fixed:2048")  # one segment, which one warp has
+    assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("window_size", [None, 40])
+@pytest.mark.parametrize("kv_dtype", [None, "int8", "int4"])
+def test_unused_rows_change_no_bit(kv_dtype: str | None, window_size: int | None) -> None:
+    """Rows past the end hold NaN, or large numbers that a scale could be; nor do keys before the window count."""
+    shape = pa.BlockLayout(2, 64, 32, 1, "float16", kv_dtype)
+    rng = np.random.default_rng(0)
+    k, v = rng.standard_normal((2, 110, 2, 64)).astype(np.float16)
+    q = rng.standard_normal((3, 16, 64)).astype(np.float16)
+    bits = []
+    for byte in (0xFF, 0x7B, 0x00):  # float16: NaN, 61280, 0
+        pool = np.full((8, shape.block_bytes), byte, np.uint8)
+        cache = pa.KVCache(8, num_kv_heads=2, head_dim=64, block_len=32, kv_dtype=kv_dtype, device="interpreter", pool=pool)
+        sequences = [cache.new_sequence() for _ in range(3)]
+        pa.append(k, v, cache, cache.extend(sequences, [70, 35, 5]))
+        bits.append(pa.paged_attention(q, cache, cache.batch(sequences), window_size=window_size).view(np.uint16))
+    np.testing.assert_array_equal(bits[1], bits[0])
+    np.testing.assert_array_equal(bits[2], bits[0])
