@@ -44,7 +44,7 @@ def once(device: str, dtype: str, kv_dtype: str | None, head_dim: int, block_len
     sinks = cp.zeros(num_heads, cp.float32)
     out, lse = pa.paged_attention(q, cache, batch, k=k, v=v, return_lse=True)
     for keywords in (
-        {"num_splits": 3},
+        {"num_splits": 3, "window_size": 50},
         {"num_splits": "fixed:256"},
         {"window_size": 50, "softcap": 20.0, "sinks": sinks},
         {"causal": False},

@@ -197,11 +197,11 @@ def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch, mode
     one_pack = group <= heads
     common = (layout.dtype, stored, layout.head_dim, arch.name, source.name)
     prefill = [spec_for("prefill", *common, general=general, model=model) for general in (False, True)]
+    prefill += [long for spec in prefill if (long := tuned.for_long(spec, model))]
     decode = [(splits, False) for splits in SPLITS] + [("flat", True)] * (source.family == "sm80" and one_pack)
     return [
         *(spec_for(op, *common, model=model) for op in ("append", "gather")),
-        *prefill,
-        *(long for spec in prefill if (long := tuned.for_long(spec, model))),
+        *dict.fromkeys(variant for spec in prefill for variant in (spec, spec.in_parts)),
         *(
             spec_for("decode", *common, heads, splits, general, model, fused)
             for splits, fused in decode
@@ -267,7 +267,7 @@ def plan_prefill(
     if long is not None:
         wide = query_tiles.shared_out(long, device, layout, num_heads, batch, 0, cp)
         found = wide if query_tiles.long_enough(wide, batch, device.sm_count) else found
-    return found
+    return found._replace(spec=found.spec.in_parts) if found.parts > 1 or cp.size > 1 else found
 
 
 def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:

@@ -114,8 +114,8 @@ class Kernel:
         for name, value in self.spec.granted.items():
             if asked[name] > value:  # 0 is as good as 1
                 raise ArgumentError(
-                    f"`params` of {self.name} must have {name} {value}, which its code takes for granted; got {asked[name]}. Compile its "
-                    "spec with general=True and fused=False."
+                    f"`params` of {self.name} must have {name} {value}, which its code takes for granted; got {asked[name]}. "
+                    f"Compile its spec with {self._served_by(name)}."
                 )
         op = self.spec.op
         divides = {
@@ -133,6 +133,14 @@ class Kernel:
             np.frombuffer(filled, AttentionParams)["l2_policy"] = EVICT_NORMAL
             packed = bytes(filled)
         Kernel.launcher(self, packed, int(grid), stream)
+
+    def _served_by(self, granted: str) -> str:
+        """What a spec must have so that its code reads a parameter which this one's takes for granted."""
+        if self.spec.op == "decode":
+            return "general=True and fused=False"
+        if granted == "adjust":
+            return "general=True"
+        return "op='prefill'" if self.spec.op == "varlen" and granted != "num_splits" else "splits='parts'"
 
     @property
     def name(self) -> str:

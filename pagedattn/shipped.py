@@ -23,7 +23,7 @@ def shipped(
     Where `dtypes_` is None, targets below sm_80 get float16 only.
 
     >>> len(shipped(["sm_90"], ["float16"], [128]))
-    55
+    61
     """
     targets = [a.name for n, a in archs.ARCHS.items() if n >= archs.OLDEST] if archs_ is None else archs_
     types = None if dtypes_ is None else tuple(dtypes_)
@@ -49,7 +49,9 @@ def _variants(op: str, dtype: str, kv_dtype: str | None, head_dim: int, target: 
     if op != "decode":
         for general in (False, True) if op in TILED else (False,):
             spec = KernelSpec(op, dtype, kv_dtype, head_dim, target, general=general)
-            yield from (spec, long) if (long := spec.for_long()) else (spec,)
+            for tile in (spec, spec.for_long()):
+                if tile is not None:
+                    yield from dict.fromkeys((tile, tile.in_parts))
         return
     stored = dtypes.stored(kv_dtype, dtypes.activation(dtype)).name
     for heads in decode_heads(head_dim, stored, archs.parse(target).mma) or HEAD_PACKS:  # none: KernelSpec says why

@@ -16,7 +16,8 @@ from pagedattn.values import flag, whole
 
 OPS = ("decode", "prefill", "varlen", "append", "gather", "merge")
 HEAD_PACKS = (8, 16)
-SPLITS = ("flat", "cut")
+SPLITS = ("flat", "cut")  # of decode
+TILE_SPLITS = ("whole", "parts")  # of prefill and varlen
 KV_DTYPES = (None, "int8", "int4")
 
 
@@ -53,7 +54,8 @@ class KernelSpec(Footprint):
     heads : int, optional
         Decode: query heads that read K and V together, 8 or 16.
     splits : str, optional
-        Decode: "flat" balances one list of tiles over the GPU, "cut" cuts every sequence alike.
+        Decode: "flat" balances one list of tiles over the GPU, "cut" cuts every sequence alike. Prefill, varlen: a query tile's keys are
+        one CTA's ("whole"), or several CTAs, and ranks, may share them ("parts", the default of general kernels).
     general : bool
         Serves what few calls ask for, too. Prefill, varlen: softcap, ALiBi, masks. Decode: softcap, ALiBi, several packs of heads, and keys
         that ranks share.
@@ -166,7 +168,7 @@ class KernelSpec(Footprint):
         if self.heads not in HEAD_PACKS:
             raise ArgumentError(f"`heads` must be one of {HEAD_PACKS}; got {self.heads!r}.")
         if self.splits not in SPLITS:
-            raise ArgumentError(f"`splits` must be one of {SPLITS}; got {self.splits!r}.")
+            raise ArgumentError(f"`splits` of op 'decode' must be one of {SPLITS}; got {self.splits!r}.")
         tiles = self.decode_tiles()
         if self.cta_s not in (None, *tiles):
             raise ArgumentError(f"`cta_s` of this decode kernel must be {' or '.join(map(str, tiles))}; got {self.cta_s}.")
@@ -193,7 +195,10 @@ class KernelSpec(Footprint):
         return (32 if self.quantised or self.mma == "m8n8k4" else 16,)
 
     def _resolve_prefill(self) -> None:
-        self._clear("heads", "splits")
+        self._clear("heads")
+        self._set(splits=self.splits or ("parts" if self.general else "whole"))
+        if self.splits not in TILE_SPLITS:
+            raise ArgumentError(f"`splits` of op {self.op!r} must be one of {TILE_SPLITS}; got {self.splits!r}.")
         if self.op == "varlen" and self.quantised:
             raise UnsupportedError(f"contiguous K and V must hold the activations' own type, {self.dtype}; got kv_dtype={self.kv_dtype!r}.")
         self._take(tuning.rows(str(self.mma), self.key))
@@ -234,7 +239,7 @@ class KernelSpec(Footprint):
         """Prefill, varlen: the same with the row for long sequences of the tuning table; None where there is no other that fits the target.
 
         >>> KernelSpec("prefill", arch="sm_90").for_long().name, KernelSpec("prefill", arch="sm_86").for_long()
-        ('prefill_f16_kvf16_d128_q256_s64x2_w8_c1_sm90', None)
+        ('prefill_f16_kvf16_d128_q256_s64x2_w8_c1_whole_sm90', None)
         """
         row = tuning.long_row(str(self.mma), self.key) if self.op in TILED else None
         try:
@@ -242,6 +247,15 @@ class KernelSpec(Footprint):
         except UnsupportedError:  # too large for the target
             return None
         return None if spec == self else spec
+
+    @cached_property
+    def in_parts(self) -> KernelSpec:
+        """Prefill, varlen: the same for query tiles whose keys several CTAs, or ranks, share; itself where it serves those, and other ops.
+
+        >>> KernelSpec("prefill").in_parts.splits, KernelSpec("prefill", general=True).in_parts.splits
+        ('parts', 'parts')
+        """
+        return replace(self, splits="parts") if self.splits == "whole" else self
 
     @property
     def threads(self) -> int:
@@ -256,7 +270,7 @@ class KernelSpec(Footprint):
         if self.op == "decode":
             parts += [f"h{self.heads}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", str(self.splits)]
         if self.op in TILED:
-            parts += [f"q{self.cta_q}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", f"c{self.min_ctas}"]
+            parts += [f"q{self.cta_q}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", f"c{self.min_ctas}", str(self.splits)]
         parts += [name for name in ("general", "fused") if getattr(self, name)]
         if self.family == "sm70" and self.mma:
             parts.append(self.mma)
@@ -267,11 +281,15 @@ class KernelSpec(Footprint):
         """Parameters that the code of an attention takes these values of for granted, and does not read.
 
         >>> KernelSpec("decode").granted, KernelSpec("decode", general=True).granted, KernelSpec("prefill").granted
-        ({'head_packs': 1, 'cp_size': 1, 'cp_rank': 0, 'adjust': 0}, {}, {'adjust': 0})
+        ({'head_packs': 1, 'cp_size': 1, 'cp_rank': 0, 'adjust': 0}, {}, {'num_splits': 1, 'cp_size': 1, 'cp_rank': 0, 'adjust': 0})
         """
         plain = {} if self.general or self.op not in ("decode", *TILED) else {"adjust": 0}
-        narrow = self.op == "decode" and (self.fused or not self.general)
-        return {"head_packs": 1, "cp_size": 1, "cp_rank": 0, **plain} if narrow else plain
+        alone = {"cp_size": 1, "cp_rank": 0}
+        if self.op == "decode":
+            return {"head_packs": 1, **alone, **plain} if self.fused or not self.general else plain
+        if self.splits == "whole":
+            return {"num_splits": 1, **alone, **plain}
+        return {**alone, **plain} if self.op == "varlen" else plain
 
     @property
     def compact(self) -> bool:

@@ -38,17 +38,16 @@ struct CutCursor: Cursor<Params, CTA_S> {
     // begin. Every search and division stands here once, for code that runs once is paid for by its length.
     struct Range {
         int begin, end;
-        Base first;  // at the begin, where there is a unit
+        Base first;  // at the begin, where there is a unit; the same in every lane of a warp, and known to be
         bool idle;   // the CTA has none
 
-        DEVICE Range(const Params& p, const Plan& plan, Share& share, int thread): begin(0), end(plan.total), first(plan.first)
+        DEVICE Range(const Params& p, const Plan& plan, Share& share, int thread): begin(0), end(plan.total), first{}
         {
             const int lane = thread % kWarpSize;
-            first.tile = 0;
 #pragma unroll 1
             for (int level = 0; level < 2; ++level) {  // the CTA's, the warp's
                 const Shares shares = Shares::of(end - begin, level ? kWarps : gridDim.x);
-                const int worker = level ? thread / kWarpSize : blockIdx.x;
+                const int worker = level ? uniform(thread / kWarpSize) : blockIdx.x;
                 int at = begin + shares.begin(worker + 1), to = -1;  // first the end
 #pragma unroll 1
                 for (;;) {
@@ -82,14 +81,13 @@ struct CutCursor: Cursor<Params, CTA_S> {
 
     DEVICE explicit CutCursor(const Range& range): Base(range.first), new_segment(true) {}
 
-    DEVICE void unify() {}  // the loops that found the place part lanes, for all that the compiler knows: each shuffle would be there twice
     DEVICE bool paused() const { return tile >= pause; }
     DEVICE bool entered() const { return new_segment; }
 
     // Before the first tile of a part.
     DEVICE void enter(const Params& p)
     {
-        if (new_segment || tile == walk().group.end) {
+        if (uniform(new_segment || tile == walk().group.end)) {
             const Group group = CutsOf(p, *this).at(tile);
             __syncwarp();
             if (threadIdx.x % kWarpSize == 0) {
@@ -97,7 +95,7 @@ struct CutCursor: Cursor<Params, CTA_S> {
             }
             __syncwarp();
         }
-        pause = min(min(tile + kPartTiles, walk().group.end), stop);
+        pause = uniform(min(min(tile + kPartTiles, walk().group.end), stop));
     }
 
     template<class... Next>

@@ -56,14 +56,14 @@ struct CutMerge {
     {
         const int thread = opaque_id((int)threadIdx.x), warp = thread / kWarpSize, lane = thread % kWarpSize;
         Sum sum(kSharedSums ? own_sums + warp * kSumFloats : part_piece(p, warp, kParts), lane);
-        if (Place::walk().begun && first > Place::walk().group.begin) {
+        if (uniform(Place::walk().begun && first > Place::walk().group.begin)) {
             sum.Add(state);
         }
         else {
             sum.Keep(state);
         }
         const auto& walk = Place::walk();
-        if (walk.begun && c.tile < min(walk.group.end, c.stop)) {
+        if (uniform(walk.begun && c.tile < min(walk.group.end, c.stop))) {
             return;
         }
         const OutRows rows = OutRows::of<typename P::Impl>(p, c.b, c.slot, row);

@@ -34,8 +34,6 @@ template<class Arch, class T_, int kHeadDim_, int kSlabs_, int CTA_S_>
 struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16> {
     using Base = PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_ / 16>;
     using T = T_;
-    template<int kKeys>
-    using OfKeys = PrefillImpl<Arch, T, kHeadDim_, kSlabs_, kKeys>;  // the same for another number of keys
     static constexpr int kHeadDim = kHeadDim_;
     static constexpr int kSlabs = kSlabs_;
     static constexpr int CTA_S = CTA_S_;
@@ -109,8 +107,9 @@ struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_
         }
     }
 
-    // P = 2^S, O += P V. The exponentials of the next 16 keys stand between the mma of these.
-    static DEVICE void ComputePV(FragO& frag_o, FragRow& frag_l, FragS& frag_s, const SmemIterV& smem_v)
+    // P = 2^S, O += P V, of the first `keys` keys: all, or half of them, and then every lane must be known to say so (`uniform`). The exponentials
+    // of the next 16 keys stand between the mma of these.
+    static DEVICE void ComputePV(FragO& frag_o, FragRow& frag_l, FragS& frag_s, const SmemIterV& smem_v, int keys = CTA_S)
     {
         constexpr int kSteps = kKeySteps * kDimSteps;
         u32 frag_v[kAhead + 1][4], frag_p[2][kSlabs][4];
@@ -131,6 +130,9 @@ struct PrefillImpl: PrefillSoftmax<T_, M16n8Map, kSlabs_, CTA_S_ / 16, kHeadDim_
 #pragma unroll
         for (int n = 0; n < kSteps; ++n) {
             const int key = n / kDimSteps, dim = n % kDimSteps;
+            if (2 * n == kSteps && keys < CTA_S) {
+                return;
+            }
             if (n + kAhead < kSteps) {
                 load_v(n + kAhead);
             }

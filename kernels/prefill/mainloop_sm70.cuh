@@ -52,8 +52,7 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
         const Place place{warp_row, position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, query.len, lane};
         const SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
 
-        const int whole_end = query.common_keys / CTA_S, whole_begin = (query.common_first_key + CTA_S - 1) / CTA_S;
-        int until = Impl::kAdjusted ? last_tile : max(last_tile, whole_end);  // adjusting is too much code to have it twice
+        int until = Impl::kAdjusted ? last_tile : max(last_tile, query.common_keys / CTA_S);  // adjusting is too much code to have it twice
 #pragma unroll 1
         for (bool front = false;; front = true, until = last_tile) {  // one body serves the cut tiles of both ends
             for (; tile >= until; --tile) {
@@ -62,7 +61,8 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
             if (front || Impl::kAdjusted) {
                 break;
             }
-            for (const int whole_last = max(last_tile, whole_begin); tile >= whole_last; --tile) {
+            const int whole_last = max(last_tile, (query.common_first_key + CTA_S - 1) / CTA_S);  // here: no register for it before
+            for (; tile >= whole_last; --tile) {
                 Turn<false>(p, query, source, start, frag_l, iter_q, place, tile, tile > last_tile);
             }
         }

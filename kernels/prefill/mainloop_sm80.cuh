@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/family_sm80.cuh"
+#include "core/warp.cuh"
 #include "prefill/adjust.cuh"
 #include "prefill/cut_tile.cuh"
 #include "prefill/query_sm80.cuh"
@@ -53,26 +54,15 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
         for (; tile >= last_tile; --tile) {
             const int left = tile - last_tile;
             const u32 k = source.Next(left);
-            typename Impl::FragS frag_s;
-            int keys = CTA_S;
             const bool whole = tile < whole_end && tile >= whole_begin;
-            if constexpr (Impl::kAdjusted) {
-                keys = ComputeAdjusted(frag_s, p, query, iter_q, k, tile * CTA_S, whole, opaque(thread));
-            }
-            else if (whole) {
-                Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{k, lane});
-            }
-            else if (TileSource::kShared) {
-                keys = ComputeCut(frag_s, p, query, iter_q, k, tile * CTA_S, opaque(thread));
-            }
-            else {
-                AddCut(p, query, source, left, start, frag_l, iter_q, k, tile * CTA_S, opaque(thread));
-                continue;
-            }
+            typename Impl::FragS frag_s;
+            const int keys = ComputeScores(frag_s, p, query, iter_q, k, tile * CTA_S, whole, opaque(thread));
             source.EndK(left);
             source.BeginV(left);
             Impl::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
-            ComputePV(frag_l, frag_s, k + kTileBytes, keys, lane);
+            if (keys > 0) {
+                Impl::ComputePV(frag_o, frag_l, frag_s, typename Impl::SmemIterV{k + kTileBytes, lane}, keys);
+            }
             source.EndV(left);
         }
         sum = Impl::Finish(frag_l, start, lane);
@@ -81,72 +71,27 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
 private:
     using Cut = CutTile<Impl, kRows>;
 
-    // Scores of a tile in one piece, cut or whole. Returns how many keys rows of the warp keep: at most a tile's, or none.
+    // Scores of a tile, cut or whole. Returns how many keys, from the first one on, hold all that rows of the warp keep: a tile's, half of them,
+    // or none.
     template<class Params>
-    static DEVICE int ComputeAdjusted(typename Impl::FragS& frag_s, const Params& p, const QueryTile<kRows>& query,
-                                      const typename Impl::SmemIterQ& iter_q, u32 k, int key0, bool whole, int thread)
+    static DEVICE int ComputeScores(typename Impl::FragS& frag_s, const Params& p, const QueryTile<kRows>& query,
+                                    const typename Impl::SmemIterQ& iter_q, u32 k, int key0, bool whole, int thread)
     {
-        if (!whole && !Cut(p, query, thread).Keeps(p, key0)) {
+        if (Impl::kAdjusted && !whole && !Cut(p, query, thread).Keeps(p, key0)) {
             Impl::FillScores(frag_s, negative_infinity());
             return 0;
         }
         const int lane = thread % kWarpSize;
         Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{k, lane});
-        adjust_scores<Impl>(frag_s, p, query, first_query_row<Impl::kWarpRows>(thread / kWarpSize), key0, lane);
-        if (!whole) {
-            Cut(p, query, opaque(thread)).template Mask<Impl>(frag_s, p, key0);  // no register for it meanwhile
+        if constexpr (Impl::kAdjusted) {
+            adjust_scores<Impl>(frag_s, p, query, first_query_row<Impl::kWarpRows>(thread / kWarpSize), key0, lane);
         }
-        return CTA_S;
-    }
-
-    // Scores of a cut tile, for what is done to a whole one's. Returns how many keys, from the first one on, hold all that rows of the warp
-    // keep: a tile's, half of them, or none.
-    template<class Params>
-    static DEVICE int ComputeCut(typename Impl::FragS& frag_s, const Params& p, const QueryTile<kRows>& query,
-                                 const typename Impl::SmemIterQ& iter_q, u32 k, int key0, int thread)
-    {
-        const Cut cut(p, query, thread);
-        int keys = 0;
-        Impl::FillScores(frag_s, 0.f);
-#pragma unroll 1
-        for (int key = CTA_S - Cut::kKeys; key >= 0; key -= Cut::kKeys) {
-            Cut::template Copy<Cut::kPairs>(frag_s, frag_s);
-            typename Cut::FragHalf half;
-            keys += cut.ComputeQK(half, p, iter_q, k + key * Impl::kRowBytes, key0 + key) ? Cut::kKeys : 0;
-            Cut::template Copy<0>(frag_s, half);
+        if (whole) {
+            return CTA_S;
         }
-        return keys;
-    }
-
-    DEVICE void ComputePV(typename Impl::FragRow& frag_l, typename Impl::FragS& frag_s, u32 v, int keys, int lane)
-    {
-        if (keys == CTA_S) {
-            Impl::ComputePV(frag_o, frag_l, frag_s, typename Impl::SmemIterV{v, lane});
-        }
-        else if (!Impl::kAdjusted && keys > 0) {
-            typename Cut::FragHalf half;
-            Cut::template Copy<0>(half, frag_s);
-            Cut::Half::ComputePV(frag_o, frag_l, half, typename Cut::Half::SmemIterV{v, lane});
-        }
-    }
-
-    // A cut tile's keys join O, a half after the other.
-    template<class Params>
-    DEVICE void AddCut(const Params& p, const QueryTile<kRows>& query, TileSource& source, int left, typename Impl::Start& start,
-                       typename Impl::FragRow& frag_l, const typename Impl::SmemIterQ& iter_q, u32 k, int key0, int thread)
-    {
-        source.BeginV(left);
-        const Cut cut(p, query, thread);
-#pragma unroll 1
-        for (int key = CTA_S - Cut::kKeys; key >= 0; key -= Cut::kKeys) {
-            typename Cut::FragHalf half;
-            const u32 k_half = k + key * Impl::kRowBytes;
-            if (cut.ComputeQK(half, p, iter_q, k_half, key0 + key)) {
-                Cut::Half::MoveReference(half, frag_o, start, frag_l, p.qk_scale);
-                Cut::Half::ComputePV(frag_o, frag_l, half, typename Cut::Half::SmemIterV{k_half + kTileBytes, cut.lane});
-            }
-        }
-        source.EndK(left);
-        source.EndV(left);
+        const Cut cut(p, query, opaque(thread));  // no register for it meanwhile
+        cut.Mask(frag_s, p, key0);
+        const bool all = Impl::kAdjusted || cut.Keeps(p, key0 + CTA_S / 2);  // adjusted: a branch in P V would cost registers that it lacks
+        return uniform(all ? CTA_S : cut.Keeps(p, key0) ? CTA_S / 2 : 0);
     }
 };

@@ -18,7 +18,6 @@ struct QuantTileSource {
     static constexpr int kSlotBytes = 2 * kTileBytes;  // K, V
     static constexpr int kBytes = kSlots * kSlotBytes + 2 * Rows::kBytes;
     static constexpr bool kApart = kSlots > 1;
-    static constexpr bool kShared = true;  // cut tiles share code with whole ones: what makes rows stands there once
     using Barriers = TileBarriers<kWarps * kWarpSize, kApart>;
     static_assert(kSlots == 1 || kSlots == 2);
     static_assert(kKeyData == 0 && kValueData == 1);  // V lies behind K

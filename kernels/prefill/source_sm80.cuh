@@ -17,7 +17,6 @@ struct TileSource {
     static constexpr int kSlotBytes = 2 * kTileBytes;  // K, V
     static constexpr int kBytes = 2 * kSlotBytes;
     static constexpr bool kApart = Impl::kHeadDim > 64;
-    static constexpr bool kShared = Impl::kHeadDim > 96;  // cut tiles share code with whole ones; short tiles cannot afford its branches
 
     using GmemIter = Sm80GmemIterator<WarpRowsMap<Impl::kRowChunks, Impl::CTA_S, kWarps>, typename Impl::SmemLayout>;
     using CacheIter = typename CacheIterFactory::Iterator;

@@ -23,7 +23,9 @@ except UnsupportedError:  # no compiler: the tests are skipped, target by target
 # Variants differ from prefill and plain decode in few lines: they are compiled for one target of each mma only.
 VARIANT_TARGETS = ("sm_70", "sm_75", "sm_80")
 SPECS = [
-    s for s in shipped(HERE) if (s.op != "varlen" and not s.general) or (s.arch in VARIANT_TARGETS and not (s.op == "varlen" and s.general))
+    s
+    for s in shipped(HERE)
+    if not (s.op == "varlen" or s.general or s.splits == "parts") or (s.arch in VARIANT_TARGETS and not (s.op == "varlen" and s.general))
 ]
 # CUDA C++ Programming Guide, technical specifications per compute capability.
 # A multiprocessor has four partitions, to which warps are dealt out.

@@ -17,7 +17,6 @@ GMEM, DECODE, FLAT, SWIZZLE = "iterator/gmem_sm80.cuh", "decode/mainloop_sm80.cu
 DECODE70, GMEM70, IMPL70 = "decode/mainloop_sm70.cuh", "iterator/gmem_warp_sm70.cuh", "decode/impl_m8n8.cuh"
 MAINLOOP70, TILES70, SOFTMAX = "prefill/mainloop_sm70.cuh", "prefill/source_sm70.cuh", "prefill/softmax.cuh"
 BARRIERS, CODES, CODE_ROWS = "prefill/tile_barriers.cuh", "prefill/source_quant_sm80.cuh", "prefill/code_rows.cuh"
-CUT = "prefill/cut_tile.cuh"
 KERNEL = "kernel.cu"
 
 
@@ -48,8 +47,8 @@ PLANTS = (
         "            __syncthreads();\n",
         "",
         "race",
-        CUT,
-        "Half::ComputeQK(",
+        MAINLOOP,
+        "Impl::ComputeQK(",
         head_dim=64,
     ),
     Plant(
@@ -59,8 +58,8 @@ PLANTS = (
         "            cp_async_wait_group<0>();\n            __sync",
         "            __sync",
         "pending copy",
-        CUT,
-        "Half::ComputeQK(",
+        MAINLOOP,
+        "Impl::ComputeQK(",
         head_dim=64,
     ),
     Plant(
@@ -81,8 +80,8 @@ PLANTS = (
         WAIT,
         WAIT.replace("Barriers", "if (Index == kValueData) Barriers"),
         "race",
-        CUT,
-        "Half::ComputeQK(",
+        MAINLOOP,
+        "Impl::ComputeQK(",
     ),
     Plant(
         "V not waited for",
@@ -101,8 +100,8 @@ PLANTS = (
         "            cp_async_wait_group<0>();\n            Barriers",
         "            Barriers",
         "pending copy",
-        CUT,
-        "Half::ComputeQK(",
+        MAINLOOP,
+        "Impl::ComputeQK(",
     ),
     Plant(
         "arrival for lanes that are not there yet",
@@ -111,8 +110,8 @@ PLANTS = (
         "        __syncwarp();\n",
         "",
         "race",
-        CUT,
-        "Half::ComputeQK(",
+        MAINLOOP,
+        "Impl::ComputeQK(",
     ),
     Plant(
         "K from codes not waited for",
@@ -121,8 +120,8 @@ PLANTS = (
         "        Barriers::template Wait<kKeyData>(",
         "        if (kSlots > 2) Barriers::template Wait<kKeyData>(",
         "race",
-        CUT,
-        "Half::ComputeQK(",
+        MAINLOOP,
+        "Impl::ComputeQK(",
         kv_dtype="int8",
     ),
     Plant(
@@ -207,8 +206,8 @@ PLANTS = (
         "prefetch_query<Impl, kWarps>(",
         "if (p.head_packs > 99) prefetch_query<Impl, kWarps>(",
         "unwritten",
-        CUT,
-        "Half::ComputeQK(",
+        MAINLOOP,
+        "Impl::ComputeQK(",
     ),
     Plant(
         "half a shuffle",

@@ -12,6 +12,7 @@ import pytest
 import pagedattn as pa
 from pagedattn import arch, dispatch, params, render
 from pagedattn.problem import Extras, Problem
+from pagedattn.shipped import shipped
 
 LARGEST = 2**31 - 1
 
@@ -55,10 +56,41 @@ def test_plain_kernels_are_launched_for_what_they_take_for_granted(changes: dict
     problem = Problem("attention", pa.BlockLayout(1, 64), None, 0, batch, q=q, out=q, num_splits=cuts, **fields)
     (launch,) = dispatch.select(problem, target)
     assert launch.spec.general == general
+    assert bool(_granted(launch)) == (not general)
+
+
+@pytest.mark.parametrize(
+    ("changes", "new", "kind"),
+    [
+        ({}, 4096, "whole"),
+        ({}, 100, "parts"),
+        ({"num_splits": -512}, 100, "whole"),
+        ({"cp": pa.ContextParallel(0, 2)}, 4096, "parts"),
+        ({"cp": pa.ContextParallel(0, 1)}, 4096, "whole"),
+        ({"softcap": 20.0}, 4096, "general"),
+        ({"softcap": 20.0, "cp": pa.ContextParallel(1, 2)}, 100, "general"),
+    ],
+)
+@pytest.mark.parametrize("dim", [64, 128])
+def test_prefill_shares_a_tiles_keys_with_kernels_that_can(dim: int, changes: dict[str, Any], new: int, kind: str) -> None:
+    """Where there are few query tiles, several CTAs read the keys of each; ranks have a share of them, but not of contiguous keys."""
+    q = np.broadcast_to(np.float16(0), (new, 8, dim))
+    batch = pa.Batch([[0] * 64], [new], [4096], device="cpu")
+    target: Any = SimpleNamespace(arch=arch.parse("sm_90"), source=arch.parse("sm_90"), sm_count=132, model="", address=lambda x: 0)
+    for op in ("attention",) if "cp" in changes else ("attention", "varlen"):
+        (launch,) = dispatch.select(Problem(op, pa.BlockLayout(1, dim), None, 0, batch, q=q, out=q, **changes), target)
+        assert (launch.spec.splits, launch.spec.general) == ("whole" if kind == "whole" else "parts", kind == "general")
+        assert launch.spec in shipped(["sm_90"], ["float16"], [dim]), "it is compiled ahead of time"
+        assert ("num_splits" in _granted(launch)) == (kind == "whole")
+        (packed,) = np.frombuffer(launch.params, params.dtype())
+        assert (packed["num_splits"] > 1) == (new == 100 and "num_splits" not in changes)
+
+
+def _granted(launch: dispatch.Launch) -> dict[str, int]:
+    """What a launch's code takes for granted, as its source says; the launch has these values."""
     (body,) = re.findall(r"struct Params: AttentionParams \{\n((?:.*;\n)*)\};", render.render(launch.spec))
     granted = {name: int(value) for name, value in re.findall(r"static constexpr int (\w+) = (\d+);", body)}
     assert granted == launch.spec.granted
-    assert bool(granted) == (not general)
-    packed = np.frombuffer(launch.params, params.dtype())
-    for name, value in granted.items():
-        assert packed[name][0] == value, name
+    (packed,) = np.frombuffer(launch.params, params.dtype())
+    assert {name: packed[name] for name in granted} == granted
+    return granted
