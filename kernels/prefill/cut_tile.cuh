@@ -26,6 +26,13 @@ struct CutTile {
         return position_of_key(p, key0) < end + (p.causal ? last - position : 0);
     }
 
+    // Whether a row of the warp does not keep all keys of the tile from key0 on.
+    template<class Params>
+    DEVICE bool Hides(const Params& p, int key0) const
+    {
+        return position_of_key(p, key0 + Impl::CTA_S - 1) >= end || (p.window_size && position_of_key(p, key0) <= last - p.window_size);
+    }
+
     // Scores of keys from key0 on: those that their rows do not keep become -infinity.
     template<class Params>
     DEVICE void Mask(typename Impl::FragS& frag_s, const Params& p, int key0) const

@@ -4,6 +4,7 @@
 
 #include "core/family_sm70.cuh"
 #include "prefill/adjust.cuh"
+#include "prefill/cut_tile.cuh"
 #include "prefill/query_sm70.cuh"
 
 template<class Arch, class Impl, class TileSource, int kWarps>
@@ -47,43 +48,38 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
         TileSource source(p, query.b, query.kv_head, smem_ring, thread);
         source.Start(tile, query.len);
 
-        // A warp's slabs hold consecutive tokens, or the same tokens of other heads.
-        const int position = query.position(warp_row), slab_step = Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0;
-        const Place place{warp_row, position, position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1, slab_step, query.len, lane};
         const SmemIterQ iter_q{smem_q + warp_row * Impl::kRowBytes, lane};
 
         int until = Impl::kAdjusted ? last_tile : max(last_tile, query.common_keys / CTA_S);  // adjusting is too much code to have it twice
 #pragma unroll 1
         for (bool front = false;; front = true, until = last_tile) {  // one body serves the cut tiles of both ends
             for (; tile >= until; --tile) {
-                Turn<true>(p, query, source, start, frag_l, iter_q, place, tile, tile > last_tile);
+                Turn<true>(p, query, source, start, frag_l, iter_q, thread, tile, tile > last_tile);
             }
             if (front || Impl::kAdjusted) {
                 break;
             }
             const int whole_last = max(last_tile, (query.common_first_key + CTA_S - 1) / CTA_S);  // here: no register for it before
             for (; tile >= whole_last; --tile) {
-                Turn<false>(p, query, source, start, frag_l, iter_q, place, tile, tile > last_tile);
+                Turn<false>(p, query, source, start, frag_l, iter_q, thread, tile, tile > last_tile);
             }
         }
         sum = Impl::Finish(frag_l, start, lane);
     }
 
 private:
-    // Where a warp stands: its first row, positions of that and of the last one.
-    struct Place {
-        int warp_row, position, last, slab_step, len, lane;
-    };
+    using Cut = CutTile<Impl, kRows>;
 
     // One tile. `masked`: the sequence's end, the diagonal or the window may cut it; `more`: another one follows.
     template<bool masked, class Params>
     DEVICE void Turn(const Params& p, const QueryTile<kRows>& query, TileSource& source, typename Impl::Start& start,
-                     typename Impl::FragRow& frag_l, const SmemIterQ& iter_q, const Place& place, int tile, bool more)
+                     typename Impl::FragRow& frag_l, const SmemIterQ& iter_q, int thread_id, int tile, bool more)
     {
-        const bool some = !masked || !p.causal || position_of_key(p, tile * CTA_S) <= place.last;  // else no row of this warp keeps a key
-        const int lane = opaque(place.lane);
+        const int thread = opaque(thread_id), lane = thread % kWarpSize, key0 = tile * CTA_S;
+        const Cut cut(p, query, thread);
+        const bool some = !masked || cut.Keeps(p, key0);
         typename Impl::FragS frag_s;
-        source.template LoadV<masked>(place.len);
+        source.template LoadV<masked>(query.len);
         __syncthreads();  // K is there, and the last V is used up
         if (some) {
             Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{source.smem_k_, lane});
@@ -97,10 +93,10 @@ private:
         }
         if (some) {
             if constexpr (Impl::kAdjusted) {
-                adjust_scores<Impl>(frag_s, p, query, place.warp_row, tile * CTA_S, lane);
+                adjust_scores<Impl>(frag_s, p, query, cut.row, key0, lane);
             }
-            if (masked) {
-                Mask(p, frag_s, place, tile * CTA_S);
+            if (masked && cut.Hides(p, key0)) {
+                cut.Mask(frag_s, p, key0);
             }
             Impl::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
         }
@@ -113,24 +109,6 @@ private:
         }
         if (more) {
             source.SaveK();
-        }
-    }
-
-    template<class Params>
-    static DEVICE void Mask(const Params& p, typename Impl::FragS& frag_s, const Place& place, int key0)
-    {
-        // of what the warp's first row keeps, but for the window
-        const int end = 1 + (p.causal ? place.position : position_of_key(p, place.len - 1));
-        const int place0 = position_of_key(p, key0);
-        const bool from = p.window_size && place0 <= place.last - p.window_size;
-        if (position_of_key(p, key0 + CTA_S - 1) >= end || from) {
-            Bounds bounds;
-            bounds.to = end - place0;
-            bounds.step_to = p.causal ? 1 : 0;
-            bounds.from = place.position - p.window_size + 1 - place0;
-            bounds.slab_step = place.slab_step;
-            bounds.key_step = p.cp_size;
-            Impl::Mask(frag_s, bounds, from, place.lane);
         }
     }
 };
