@@ -83,7 +83,7 @@ class Kernel:
 
     def __call__(self, params: Any, grid: int, stream: Any = None) -> None:
         """Launch it on the current GPU: the level below every operation. Nothing is checked but the struct's size, that a kernel which
-        is not general is not asked for what it leaves out, and that factors are there which it divides by.
+        is not general is not asked for what it leaves out, and that factors and parts are there which it divides by.
 
         Parameters
         ----------
@@ -98,7 +98,7 @@ class Kernel:
         Raises
         ------
         ArgumentError
-            No struct, one of another size, that asks for what `spec.granted` rules out or lacks a factor, or a grid below 1.
+            No struct, one of another size, that asks for what `spec.granted` rules out or lacks a factor or parts, or a grid below 1.
         DeviceFault
             The driver refuses the launch.
         """
@@ -117,6 +117,8 @@ class Kernel:
                     f"`params` of {self.name} must have {name} {value}, which its code takes for granted; got {asked[name]}. "
                     f"Compile its spec with {self._served_by(name)}."
                 )
+        if self.spec.splits == "parts" and asked["num_splits"] < 1:
+            raise ArgumentError(f"`params` of {self.name} must have num_splits 1 or more, a query tile's parts; got {asked['num_splits']}.")
         op = self.spec.op
         divides = {
             "packs_factor": op == "decode" and asked["head_packs"] > 1,
