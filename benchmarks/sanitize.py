@@ -60,6 +60,19 @@ def once(device: str, dtype: str, kv_dtype: str | None, head_dim: int, block_len
     assert np.allclose(cp.asnumpy(merged.astype(cp.float32)), cp.asnumpy(out.astype(cp.float32)), atol=1e-2)
 
 
+def parts(device: str, dtype: str, kv_dtype: str | None, head_dim: int) -> None:
+    """New tokens at the end of a long prompt: several CTAs share the keys of each query tile."""
+    cache = pa.KVCache(33, num_kv_heads=2, head_dim=head_dim, block_len=64, dtype=dtype, kv_dtype=kv_dtype, device=device)
+    rng, sequence = cp.random.default_rng(0), cache.new_sequence()
+    for new in (2060, 40):
+        batch = cache.extend([sequence], [new])
+        q, k, v = (rng.standard_normal((new, n, head_dim), dtype=cp.float32).astype(dtypes.of(dtype).numpy) for n in (8, 2, 2))
+        pa.append(k, v, cache, batch)
+    shared = pa.paged_attention(q, cache, batch)
+    whole = pa.paged_attention(q, cache, batch, num_splits=1)  # by the other kernel
+    assert np.allclose(cp.asnumpy(shared.astype(cp.float32)), cp.asnumpy(whole.astype(cp.float32)), atol=2e-2)
+
+
 def long(device: str, dtype: str) -> None:
     """One sequence that is long enough for the prefill kernel of long sequences."""
     tokens, rng = 2048, cp.random.default_rng(0)
@@ -80,6 +93,8 @@ def main() -> None:
         for block_len, num_heads in ((16, 8), (64, 24)):
             once(device, dtype, kv_dtype, head_dim, block_len, num_heads)
             cp.cuda.Device().synchronize()
+        parts(device, dtype, kv_dtype, head_dim)
+        cp.cuda.Device().synchronize()
         print(dtype, kv_dtype or dtype, head_dim, flush=True)
     for dtype in dtypes_here:
         long(device, dtype)

@@ -79,9 +79,9 @@ def explain(q: Any, cache: KVCache, batch: Batch, **keywords: Any) -> Explanatio
 
     Nothing is compiled or launched, and nothing written. The arguments are checked as the call checks them; keywords are the call's. With a
     `mask`, prefill takes every sequence. "general" kernels are for masks, `softcap` and `alibi_slopes`, and in decode for `cp` and several
-    packs of heads, too. Rows of `k` and `v`, and queries that `rope`, `q_bias` or `logn_max_position` change, take a launch of append
-    first, but where decode writes the rows itself. A tile is a row of the shipped tuning table, or of the file that `pagedattn tune` has
-    left for GPUs of this name.
+    packs of heads, too; prefill's "parts" for query tiles whose keys several CTAs or ranks share, "whole" for others. Rows of `k` and `v`,
+    and queries that `rope`, `q_bias` or `logn_max_position` change, take a launch of append first, but where decode writes the rows itself.
+    A tile is a row of the shipped tuning table, or of the file that `pagedattn tune` has left for GPUs of this name.
 
     Raises
     ------
@@ -124,6 +124,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, **keywords: Any) -> Explanatio
         spec, tiles, pack, parts = chosen
         assert spec.cta_q is not None
         how = f"; {parts} CTAs share the keys of each" if parts > 1 else ""
+        how += f"; {call.cp.size} ranks share the keys" if call.cp.size > 1 else ""
         reason = f"{counts}; prefill in {tiles} tiles of {spec.cta_q // pack} tokens x {pack} heads{how}"
         steps.append(Step(spec, tiles * parts, reason, _row(spec, device)))
     return Explanation(device.name, tuple(steps), _family(device))

@@ -42,11 +42,17 @@ CHECKED = {"decode": ((1, 1), (1, 16), (1, 33), (1, 700), (1, 1500)), "prefill":
 
 
 def variants(key: Key, arch: str, tile: Tile) -> list[KernelSpec]:
-    """Every kernel of the shipped set that a row serves, with that row; the first of them is the one that is timed."""
+    """Every kernel of the shipped set that a row serves, with that row."""
     own = ("decode",) if key.op == "decode" else TILED
     specs = shipped([arch], None, [key.head_dim], own, [tuned.STORED[key.bits]])
     fit = (s for s in specs if s.key == key and (s.op != "decode" or tile.cta_s in s.decode_tiles()))  # no cut has 64 keys
     return list(dict.fromkeys(replace(spec, **fields_of(tile)) for spec in fit))
+
+
+def timed(key: Key, arch: str, tile: Tile) -> list[KernelSpec]:
+    """Those of them that are timed: plain, of float16; where query tiles are few, prefill takes another than where they are many."""
+    first = variants(key, arch, tile)[0]
+    return list(dict.fromkeys((first, first.in_parts)))
 
 
 def load(specs: Sequence[KernelSpec], device: Device, shelf: Store) -> str:

@@ -13,7 +13,7 @@ from pagedattn.errors import ArgumentError, UnsupportedError
 from pagedattn.layout import HEAD_DIMS
 from pagedattn.precompile import fill, listed, workers
 from pagedattn.spec import HEAD_PACKS
-from pagedattn.trial import Trial, load, variants
+from pagedattn.trial import Trial, load, timed, variants
 from pagedattn.tune_report import Race, Seconds, TableInUse, TuneReport, faster, words
 from pagedattn.tuned_file import Record
 from pagedattn.tuning import Key, Tile
@@ -101,7 +101,7 @@ def tune(
     with tempfile.TemporaryDirectory() as folder:
         scratch = Store(folder, layers=(shelf.path, *shelf.layers))
         tiles = {key: candidates.of(key, arch, quick) for key in work}
-        first = [variants(key, arch, tile)[0] for key in work for tile in tiles[key]]
+        first = [spec for key in work for tile in tiles[key] for spec in timed(key, arch, tile)]
         fill(list(dict.fromkeys(first)), scratch, processes, progress)
         races = []
         for key in work:
@@ -202,7 +202,7 @@ def _raced(trial: Trial, tiles: Sequence[Tile], scratch: Store, progress: bool) 
     figures: dict[Tile, Seconds] = {}
     skipped: dict[Tile, str] = {}
     for tile in _with_bar(tiles, trial.key, progress):
-        if why := load(variants(trial.key, trial.device.arch.name, tile)[:1], trial.device, scratch) or trial.wrong(tile):
+        if why := load(timed(trial.key, trial.device.arch.name, tile), trial.device, scratch) or trial.wrong(tile):
             if tile == shipped:
                 raise UnsupportedError(f"the shipped row for {words(trial.key)} must be right to be raced; {why}")
             skipped[tile] = why

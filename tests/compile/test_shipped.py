@@ -20,7 +20,7 @@ try:
     HERE = [t for t in TARGETS if arch.parse(t) in nvrtc.archs()]
 except UnsupportedError:  # no compiler: the tests are skipped, target by target
     HERE = []
-# Variants differ from prefill and plain decode in few lines: they are compiled for one target of each mma only.
+# Variants (general, varlen, parts) differ from prefill and plain decode in few lines: they are compiled for one target of each mma only.
 VARIANT_TARGETS = ("sm_70", "sm_75", "sm_80")
 SPECS = [
     s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -243,6 +244,33 @@ def test_prefill_in_parts(target: str, keywords: dict[str, int]) -> None:
     assert counts.ctas >= 2 * len(case.lengths)  # both heads of a sequence share its only tile
 
 
+@pytest.mark.parametrize("kv_dtype", spec.KV_DTYPES)
+@pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
+def test_every_kind_of_prefill_in_parts(dim: int, kv_dtype: str | None) -> None:
+    device = InterpreterDevice()
+    device.sm_count, device.history = 8, []
+    case = Case("parts", "a tile of every kernel", ((33, 1100),), head_dim=dim, kv_dtype=kv_dtype, num_heads=1, num_kv_heads=1)
+    test_attention.test_case(case, device)
+    (counts,) = device.history
+    assert counts.ctas >= 2
+    assert "_parts_" in counts.kernel
+
+
+@pytest.mark.parametrize(
+    ("lengths", "keywords"),
+    [
+        (((32, 160),), {"window_size": 95}),  # one row of 32, the last, does not keep the first key of the second tile
+        (((40, 102),), {}),
+        (((40, 63),), {"causal": False}),  # all but the tile's last key
+    ],
+    ids=["window", "diagonal", "end"],
+)
+@pytest.mark.parametrize("target", SM70_TARGETS)
+def test_one_key_of_a_tile_is_cut(target: str, lengths: tuple[tuple[int, int], ...], keywords: dict[str, Any]) -> None:
+    case = Case("cut", "", lengths, head_dim=64, num_heads=1, num_kv_heads=1, keywords=keywords)
+    test_attention.test_case(case, f"interpreter:{target}")
+
+
 @pytest.mark.parametrize(
     ("dim", "kv_dtype", "tokens", "softcap"),
     [(64, None, 20, None), (64, "int8", 20, None), (128, None, 20, None), (64, None, 100, 1e6), (128, "int8", 100, 1e6)],
@@ -319,7 +347,7 @@ def test_every_shipped_spec_is_run() -> None:
     for s in shipped(["sm_80"]):
         if s.op == "decode" and not s.fused:  # else tests/attention/test_fused.py's
             assert _decode_id(s) in ids
-        elif s.op == "prefill":
+        elif s.op == "prefill" and (s.splits == "whole" or s.general):  # plain ones in parts: test_every_kind_of_prefill_in_parts
             assert f"prefill-{_rows_of(s)}" in ids
     run = {(c.id, target) for c, target in sm70_decode()}
     for s in shipped(SM70_TARGETS, ops=["decode"]):

@@ -73,6 +73,7 @@ def test_kernel() -> None:
         ({"op": "prefill", "splits": "whole", "general": True}, {"adjust": 1, "num_splits": 1}, ""),
         ({"op": "prefill", "splits": "whole", "general": True}, {"num_splits": 2}, "must have num_splits 1, .* with splits='parts'"),
         ({"op": "varlen", "splits": "parts"}, {"num_splits": 2}, ""),
+        ({"op": "varlen"}, {"num_splits": 2}, "must have num_splits 1, .*; got 2. Compile its spec with splits='parts'"),
         ({"op": "varlen", "splits": "parts"}, {"cp_size": 2}, "must have cp_size 1, .*; got 2. Compile its spec with op='prefill'"),
         ({"op": "prefill", "general": True}, {"adjust": 1, "num_splits": 1}, ""),
         ({"op": "append"}, {"head_packs": 2, "cp_size": 4}, ""),

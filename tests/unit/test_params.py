@@ -64,6 +64,7 @@ def test_plain_kernels_are_launched_for_what_they_take_for_granted(changes: dict
     [
         ({}, 4096, "whole"),
         ({}, 100, "parts"),
+        ({}, 512, "parts"),  # of head_dim 128 by the row for long sequences
         ({"num_splits": -512}, 100, "whole"),
         ({"cp": pa.ContextParallel(0, 2)}, 4096, "parts"),
         ({"cp": pa.ContextParallel(0, 1)}, 4096, "whole"),
@@ -83,7 +84,9 @@ def test_prefill_shares_a_tiles_keys_with_kernels_that_can(dim: int, changes: di
         assert launch.spec in shipped(["sm_90"], ["float16"], [dim]), "it is compiled ahead of time"
         assert ("num_splits" in _granted(launch)) == (kind == "whole")
         (packed,) = np.frombuffer(launch.params, params.dtype())
-        assert (packed["num_splits"] > 1) == (new == 100 and "num_splits" not in changes)
+        assert (packed["num_splits"] > 1) == (new < 4096 and "num_splits" not in changes)
+        if op == "attention":
+            assert launch.spec in dispatch.specs_of(pa.BlockLayout(1, dim), 8, target.arch, target.source), "warmup loads it"
 
 
 def _granted(launch: dispatch.Launch) -> dict[str, int]:

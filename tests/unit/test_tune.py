@@ -211,6 +211,24 @@ def test_prefill_may_share_keys_later(gpu: InterpreterDevice) -> None:
     assert tuned.prefill_row(spec, GPU).part_tiles == 16
 
 
+@pytest.mark.parametrize("key", [Key("prefill", 128, 0, 16), Key("prefill", 64, 0, 8)])
+def test_what_is_timed_was_built_and_looked_at(key: Key, gpu: InterpreterDevice) -> None:
+    """Where query tiles are few, several CTAs share their keys, by another kernel; that it spills must not be found out later."""
+    layout = pa.BlockLayout(trials.KV_HEADS, key.head_dim, trials.BLOCK_LEN, kv_dtype=tuned.STORED[key.bits])
+    gpu.sm_count = 132
+    kinds = set()
+    for tile in candidates.of(key, TARGET)[1:]:
+        with tuned.trying(GPU, TARGET, key, tile):
+            dispatch.spec_for.cache_clear()
+            for sequences, new, length in ((1, 8192, 8192), (1, 512, 16384), (8, 1024, 1024), (1, 5, 2100)):
+                batch = pa.Batch([[0] * (length // 64 + 1)] * sequences, [new] * sequences, [length] * sequences, device="cpu")
+                spec, *_ = dispatch.plan_prefill(gpu, layout, 4 * trials.KV_HEADS, batch, 0)
+                assert spec in trials.timed(key, TARGET, tile)
+                kinds.add(spec.splits)
+    dispatch.spec_for.cache_clear()
+    assert kinds == {"whole", "parts"}
+
+
 def test_the_report_as_text_and_as_data(gpu: InterpreterDevice) -> None:
     report = pa.tune(gpu, **ONE)
     head, line, last = str(report).splitlines()
