@@ -165,6 +165,27 @@ def test_explain_says_which_family_and_why() -> None:
         assert re.search(text, str(told))
 
 
+@pytest.mark.parametrize(
+    ("length", "cp", "splits", "text"),
+    [
+        (40, None, "whole", ""),
+        (2100, None, "parts", "; 4 CTAs share the keys of each"),
+        (40, pa.ContextParallel(1, 2), "parts", "; 2 ranks share the keys"),
+        (4100, pa.ContextParallel(1, 2), "parts", "; 4 CTAs share the keys of each; 2 ranks share the keys"),
+    ],
+)
+def test_explain_says_who_shares_keys(length: int, cp: pa.ContextParallel | None, splits: str, text: str) -> None:
+    device = InterpreterDevice("sm_80")
+    device.sm_count = 4
+    cache = pa.KVCache(260, num_kv_heads=1, head_dim=64, block_len=16, device=device, cp=cp)
+    sequence = cache.new_sequence()
+    cache.extend([sequence], [length - 40])
+    (step,) = pa.explain(np.zeros((40, 4, 64), np.float16), cache, cache.extend([sequence], [40])).steps
+    assert step.spec is not None
+    assert step.spec.splits == splits
+    assert step.reason.partition(" heads")[2] == text
+
+
 def test_a_cache_of_bfloat16_is_refused_before_anything_is_stored() -> None:
     with pytest.raises(pa.UnsupportedError, match=r"bfloat16 needs the SM80 family.*got sm_75"):
         pa.KVCache(4, num_kv_heads=2, head_dim=64, dtype="bfloat16", device="interpreter:sm_75")
