@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks import summary
 
 SECTIONS = {
-    "build": ("compile_s", "store_hit_ms"),
-    "host": ("host_us", "import_ms"),
+    "build": ("compile", "store_hit_ms"),
+    "host": ("host_us", "host_most_us", "import_ms"),
     "decode": ("decode",),
     "fused": ("fused",),
     "splits": ("splits",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 PLAIN = "d128 b64 float16"
-CALL_US, STEP_US = 12.0, 5.0
+CALL_US, STEP_US, COMPILE_S, HIT_MS = 12.0, 5.0, 0.8, 2.0
 STEP = "32 layers, captured: the graph's launch"
 
 
@@ -26,7 +26,10 @@ class Line(NamedTuple):
 
 def of(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Every line that the result has the figures for."""
-    return [{**line._asdict(), "met": line.met} for line in (*_decode(results), *_splits(results), *_host(results), *_peers(results))]
+    return [
+        {**line._asdict(), "met": line.met}
+        for line in (*_decode(results), *_splits(results), *_host(results), *_build(results), *_peers(results))
+    ]
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -71,6 +74,20 @@ def _host(results: dict[str, Any]) -> list[Line]:
     host = results.get("host_us", {})
     names = {"paged_attention, out given": CALL_US, STEP: STEP_US}
     return [Line(f"{name}, us of the host", host[name], limit, True) for name, limit in names.items() if name in host]
+
+
+def _build(results: dict[str, Any]) -> list[Line]:
+    """The kernel of each kind that takes longest to compile, and what the store takes."""
+    longest: dict[str, float] = {}
+    for figure in results.get("compile", ()):
+        if "op" in figure:
+            codes = figure["kv_dtype"] in ("int8", "int4")
+            kind = f"{'general, ' if figure['general'] else ''}{'8 and 4' if codes else '16'} bits"
+            longest[kind] = max(longest.get(kind, 0.0), figure["least_s"])
+    lines = [Line(f"to compile a kernel, at the longest, s: {kind}", s, COMPILE_S, True) for kind, s in longest.items()]
+    if "store_hit_ms" in results:
+        lines.append(Line("to find a kernel in the store, ms", results["store_hit_ms"], HIT_MS, True))
+    return lines
 
 
 def _peers(results: dict[str, Any]) -> list[Line]:

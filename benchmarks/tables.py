@@ -123,9 +123,26 @@ def prefill_peers(results: dict[str, Any]) -> str:
 
 
 def host(results: dict[str, Any]) -> str:
-    """Microseconds of the host."""
-    lines = ["| host, us | |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {text} | {results['host_us'][name]:.1f} |" for name, text in HOST.items())])
+    """Microseconds of the host: the least of the rounds, and the most."""
+    least, most = results["host_us"], results["host_most_us"]
+    lines = ["| host, us | least | most |", "|---" * 3 + "|"]
+    return "\n".join([*lines, *(f"| {text} | {least[name]:.1f} | {most[name]:.1f} |" for name, text in HOST.items())])
+
+
+def compiled(results: dict[str, Any]) -> str:
+    """Seconds of one core to compile a kernel: the least of the rounds, and the most."""
+    figures = [f for f in results["compile"] if "op" in f]
+    cells = {
+        (_kind(f), f"head_dim {f['head_dim']}"): f"{f['least_s']:.2f} ({f['most_s']:.2f})"
+        for f in sorted(figures, key=lambda f: f["head_dim"])
+    }
+    return _table("to compile, s (most)", {kind: kind for kind in dict.fromkeys(map(_kind, figures))}, cells)
+
+
+def _kind(figure: dict[str, Any]) -> str:
+    """What a kernel that was compiled is called."""
+    name = f"{figure['op']}{' in cuts' if figure['splits'] == 'cut' else ''}{', general' if figure['general'] else ''}"
+    return f"{name}, {figure['kv_dtype']}" if figure["kv_dtype"] in ("int8", "int4") else name
 
 
 def _peers(title: str, results: dict[str, Any], of_decode: bool, cell: Callable[[dict[str, Any]], str]) -> str:
@@ -161,17 +178,20 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "decode_peers": decode_peers,
     "prefill_peers": prefill_peers,
     "host": host,
+    "compile": compiled,
 }
 
 
 def filled(page: str, results: dict[str, Any]) -> str:
     """The page with every place of figures filled from the result.
 
-    >>> print(filled("<!-- figures: host -->\\nold\\n<!-- end -->", {"host_us": dict.fromkeys(HOST, 1.0)}))  # doctest: +ELLIPSIS
+    >>> results = {"host_us": dict.fromkeys(HOST, 1.0), "host_most_us": dict.fromkeys(HOST, 2.0)}
+    >>> print(filled("<!-- figures: host -->\\nold\\n<!-- end -->", results))  # doctest: +ELLIPSIS
     <!-- figures: host -->
-    | host, us | |
+    | host, us | least | most |
     ...
-    | launch of a captured step of 32 layers | 1.0 |
+    | launch of a captured step of 32 layers | 1.0 | 2.0 |
+    ...
     <!-- end -->
     """
     return PLACE.sub(lambda match: f"{match[1]}{PARTS[match[2]](results)}\n{match[3]}", page)

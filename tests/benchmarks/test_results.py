@@ -64,6 +64,16 @@ def result() -> dict[str, Any]:
         "peers": peers,
         "peers_missing": {"flashinfer": "not installed"},
         "host_us": dict.fromkeys(tables.HOST, 4.0),
+        "host_most_us": dict.fromkeys(tables.HOST, 6.0),
+        "compile": [
+            {"kernel": "one_line", "least_s": 0.03, "most_s": 0.05},
+            *(
+                {"op": op, "splits": splits, "head_dim": d, "kv_dtype": kv, "general": False, "least_s": d / 400, "most_s": 0.9}
+                for op, splits in (("decode", "flat"), ("decode", "cut"), ("prefill", "whole"))
+                for d, kv in ((256, "float16"), (64, "float16"), (128, "int8"))
+            ),
+        ],
+        "store_hit_ms": 1.5,
         "sweeps": sweeps,
     }
 
@@ -89,6 +99,17 @@ def test_tables_say_what_was_measured() -> None:
     assert "not measured: flashinfer." in tables.prefill_peers(result())
     assert '| int8, `"fixed:512"` | 1.25 |' in tables.splits(result())
     assert "| 16 bits | 40.0 / 42.5 / 40.1 |" in tables.fused(result())
+    assert "| launch of a captured step of 32 layers | 4.0 | 6.0 |" in tables.host(result())
+    assert tables.compiled(result()).splitlines() == [
+        "| to compile, s (most) | head_dim 64 | head_dim 128 | head_dim 256 |",
+        "|---|---|---|---|",
+        "| decode | 0.16 (0.90) | - | 0.64 (0.90) |",
+        "| decode, int8 | - | 0.32 (0.90) | - |",
+        "| decode in cuts | 0.16 (0.90) | - | 0.64 (0.90) |",
+        "| decode in cuts, int8 | - | 0.32 (0.90) | - |",
+        "| prefill | 0.16 (0.90) | - | 0.64 (0.90) |",
+        "| prefill, int8 | - | 0.32 (0.90) | - |",
+    ]
     assert "| D3, us of a layer | random | in sequence |" in tables.placement(result())
     assert "| 16 bits, 32 layers | 272.0 | 272.0 |" in tables.placement(result())
     assert "commit 0123456, driver 1.2, CuPy 14, NVRTC 13.0; the card read at 4.60 TB/s" in tables.device(result())
@@ -97,7 +118,7 @@ def test_tables_say_what_was_measured() -> None:
 def test_results_of_several_runs_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = [{**figure, "graph_us": 200.0} for figure in result()["decode"]]
     later = {
-        **{k: v for k, v in result().items() if not isinstance(v, list | dict)},
+        **{k: v for k, v in result().items() if not isinstance(v, list | dict) and k != "store_hit_ms"},
         "commit": "fed",
         "read_ceiling_tb_per_s": 4.5,
         "decode": decode,
@@ -111,10 +132,10 @@ def test_results_of_several_runs_are_joined(tmp_path: Path, monkeypatch: pytest.
     assert "| int4 | 200 (0.95) |" in tables.decode(whole)
     assert tables.prefill(whole) == tables.prefill(result())
     assert "- decode: commit fed, driver 1.2, CuPy 14, NVRTC 13.0; the card read at 4.50 TB/s" in tables.device(whole)
-    assert "- host, fused, splits, placement, prefill, peers, scale: commit 0123456, driver" in tables.device(whole)
+    assert "- build, host, fused, splits, placement, prefill, peers, scale: commit 0123456, driver" in tables.device(whole)
     assert whole["summary"] == summary.of(whole)
     host = {**{k: v for k, v in later.items() if k not in ("decode", "read_ceiling_tb_per_s", "matmul_tflops")}, "host_us": {}}
-    assert "- host: commit fed, driver 1.2, CuPy 14, NVRTC 13.0\n- " in tables.device(join.joined([result(), host]))
+    assert "\n- host: commit fed, driver 1.2, CuPy 14, NVRTC 13.0" in tables.device(join.joined([result(), host]))
     for other in ({**later, "device": "Another GPU"}, {**later, "quick": True}):
         with pytest.raises(SystemExit, match="one kind of device and not quick"):
             join.joined([result(), other])
@@ -168,6 +189,20 @@ def test_host_goals() -> None:
     results = result()
     results["host_us"] = {"paged_attention, out given": 13.0, summary.STEP: 6.0}
     assert [line["met"] for line in summary.of(results) if line["name"].endswith("us of the host")] == [False, False]
+
+
+def test_build_goals() -> None:
+    results = result()
+    results["compile"][2]["least_s"] = 0.81
+    results["compile"].append({**results["compile"][2], "general": True, "least_s": 0.7})
+    results["store_hit_ms"] = 2.1
+    found = {name: (line["value"], line["met"]) for name, line in lines(results).items() if line["limit"] in (0.8, 2.0) and line["most"]}
+    assert found == {
+        "to compile a kernel, at the longest, s: 16 bits": (0.81, False),
+        "to compile a kernel, at the longest, s: 8 and 4 bits": (0.32, True),
+        "to compile a kernel, at the longest, s: general, 16 bits": (0.7, True),
+        "to find a kernel in the store, ms": (2.1, False),
+    }
 
 
 def test_summary_of_a_part_of_the_benchmark() -> None:
