@@ -55,7 +55,7 @@ class KernelSpec(Footprint):
         Decode: query heads that read K and V together, 8 or 16.
     splits : str, optional
         Decode: "flat" balances one list of tiles over the GPU, "cut" cuts every sequence alike. Prefill, varlen: a query tile's keys are
-        one CTA's ("whole"), or several CTAs, and ranks, may share them ("parts", the default of general kernels).
+        one CTA's ("whole"), or several CTAs, and ranks, may share them ("parts").
     general : bool
         Serves what few calls ask for, too. Prefill, varlen: softcap, ALiBi, masks. Decode: softcap, ALiBi, several packs of heads, and keys
         that ranks share.
@@ -196,7 +196,7 @@ class KernelSpec(Footprint):
 
     def _resolve_prefill(self) -> None:
         self._clear("heads")
-        self._set(splits=self.splits or ("parts" if self.general else "whole"))
+        self._set(splits=self.splits or "whole")
         if self.splits not in TILE_SPLITS:
             raise ArgumentError(f"`splits` of op {self.op!r} must be one of {TILE_SPLITS}; got {self.splits!r}.")
         if self.op == "varlen" and self.quantised:
@@ -252,8 +252,8 @@ class KernelSpec(Footprint):
     def in_parts(self) -> KernelSpec:
         """Prefill, varlen: the same for query tiles whose keys several CTAs, or ranks, share; itself where it serves those, and other ops.
 
-        >>> KernelSpec("prefill").in_parts.splits, KernelSpec("prefill", general=True).in_parts.splits
-        ('parts', 'parts')
+        >>> KernelSpec("prefill").in_parts.splits, KernelSpec("decode").in_parts.splits
+        ('parts', 'flat')
         """
         return replace(self, splits="parts") if self.splits == "whole" else self
 

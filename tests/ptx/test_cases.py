@@ -244,16 +244,19 @@ def test_prefill_in_parts(target: str, keywords: dict[str, int]) -> None:
     assert counts.ctas >= 2 * len(case.lengths)  # both heads of a sequence share its only tile
 
 
+@pytest.mark.parametrize("keywords", [{}, {"softcap": 20.0}], ids=["", "general"])
 @pytest.mark.parametrize("kv_dtype", spec.KV_DTYPES)
 @pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
-def test_every_kind_of_prefill_in_parts(dim: int, kv_dtype: str | None) -> None:
+def test_every_kind_of_prefill_in_parts(dim: int, kv_dtype: str | None, keywords: dict[str, float]) -> None:
     device = InterpreterDevice()
     device.sm_count, device.history = 8, []
-    case = Case("parts", "a tile of every kernel", ((33, 1100),), head_dim=dim, kv_dtype=kv_dtype, num_heads=1, num_kv_heads=1)
+    case = Case(
+        "parts", "a tile of every kernel", ((33, 1100),), head_dim=dim, kv_dtype=kv_dtype, num_heads=1, num_kv_heads=1, keywords=keywords
+    )
     test_attention.test_case(case, device)
     (counts,) = device.history
     assert counts.ctas >= 2
-    assert "_parts_" in counts.kernel
+    assert f"_parts_{'general_' if keywords else ''}" in counts.kernel
 
 
 @pytest.mark.parametrize(
@@ -347,7 +350,7 @@ def test_every_shipped_spec_is_run() -> None:
     for s in shipped(["sm_80"]):
         if s.op == "decode" and not s.fused:  # else tests/attention/test_fused.py's
             assert _decode_id(s) in ids
-        elif s.op == "prefill" and (s.splits == "whole" or s.general):  # plain ones in parts: test_every_kind_of_prefill_in_parts
+        elif s.op == "prefill" and s.splits == "whole":  # others: test_every_kind_of_prefill_in_parts
             assert f"prefill-{_rows_of(s)}" in ids
     run = {(c.id, target) for c, target in sm70_decode()}
     for s in shipped(SM70_TARGETS, ops=["decode"]):

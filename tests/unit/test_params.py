@@ -68,8 +68,9 @@ def test_plain_kernels_are_launched_for_what_they_take_for_granted(changes: dict
         ({"num_splits": -512}, 100, "whole"),
         ({"cp": pa.ContextParallel(0, 2)}, 4096, "parts"),
         ({"cp": pa.ContextParallel(0, 1)}, 4096, "whole"),
-        ({"softcap": 20.0}, 4096, "general"),
-        ({"softcap": 20.0, "cp": pa.ContextParallel(1, 2)}, 100, "general"),
+        ({"softcap": 20.0}, 4096, "whole"),
+        ({"softcap": 20.0}, 100, "parts"),
+        ({"softcap": 20.0, "cp": pa.ContextParallel(1, 2)}, 4096, "parts"),
     ],
 )
 @pytest.mark.parametrize("dim", [64, 128])
@@ -80,7 +81,7 @@ def test_prefill_shares_a_tiles_keys_with_kernels_that_can(dim: int, changes: di
     target: Any = SimpleNamespace(arch=arch.parse("sm_90"), source=arch.parse("sm_90"), sm_count=132, model="", address=lambda x: 0)
     for op in ("attention",) if "cp" in changes else ("attention", "varlen"):
         (launch,) = dispatch.select(Problem(op, pa.BlockLayout(1, dim), None, 0, batch, q=q, out=q, **changes), target)
-        assert (launch.spec.splits, launch.spec.general) == ("whole" if kind == "whole" else "parts", kind == "general")
+        assert (launch.spec.splits, launch.spec.general) == (kind, "softcap" in changes)
         assert launch.spec in shipped(["sm_90"], ["float16"], [dim]), "it is compiled ahead of time"
         assert ("num_splits" in _granted(launch)) == (kind == "whole")
         (packed,) = np.frombuffer(launch.params, params.dtype())
