@@ -297,13 +297,15 @@ class KernelSpec(Footprint):
 
         >>> [KernelSpec("decode", kv_dtype="int8", head_dim=256, fused=fused).compact for fused in (False, True)]
         [False, True]
+        >>> [KernelSpec("prefill", kv_dtype="int8", general=True, splits=splits).compact for splits in TILE_SPLITS]
+        [False, True]
         """
         if self.family != "sm80":
             return False
         if self.op == "decode":
             more = self.quantised + self.general + self.fused + (self.splits == "cut")
             return (self.heads or 0) * self.head_dim > 1024 and more > 1
-        return self.op in TILED and self.quantised and self.general
+        return self.op in TILED and self.quantised and self.general and self.splits == "parts"
 
     @property
     def template(self) -> str:
