@@ -293,19 +293,15 @@ class KernelSpec(Footprint):
 
     @property
     def compact(self) -> bool:
-        """Whether code stands once that would be faster twice: in the kernels that would else take the longest to compile.
+        """Decode: whether code stands once that would be faster twice: in the kernels that would else take the longest to compile.
 
         >>> [KernelSpec("decode", kv_dtype="int8", head_dim=256, fused=fused).compact for fused in (False, True)]
         [False, True]
-        >>> [KernelSpec("prefill", kv_dtype="int8", general=True, splits=splits).compact for splits in TILE_SPLITS]
-        [False, True]
         """
-        if self.family != "sm80":
+        if self.family != "sm80" or self.op != "decode":
             return False
-        if self.op == "decode":
-            more = self.quantised + self.general + self.fused + (self.splits == "cut")
-            return (self.heads or 0) * self.head_dim > 1024 and more > 1
-        return self.op in TILED and self.quantised and self.general and self.splits == "parts"
+        more = self.quantised + self.general + self.fused + (self.splits == "cut")
+        return (self.heads or 0) * self.head_dim > 1024 and more > 1
 
     @property
     def template(self) -> str:

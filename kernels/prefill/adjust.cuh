@@ -4,14 +4,25 @@
 #include "core/softmax.cuh"
 
 // Impl's fragment: element e of pair array j of a slab is row e / 2, key 8 j + e % 2 of the lane's own; Impl::Map says where they begin.
-// In compact kernels a quarter of the scores at a time, and the array turned by as much: moves cost less than four copies of the code do.
+// Large softcaps, which are rare: a quarter of the scores at a time, and the array turned by as much, for a quarter of the code.
 template<class Impl, class Params>
 DEVICE void cap_scores(typename Impl::FragS& frag_s, const Params& p)
 {
-    constexpr int kPairs = 2 * Impl::kKeySteps, kArrays = Impl::kSlabs * kPairs, kTurns = Impl::kCompact ? 4 : 1, kPart = kArrays / kTurns;
-    static_assert(kArrays % kTurns == 0);
+    constexpr int kPairs = 2 * Impl::kKeySteps, kArrays = Impl::kSlabs * kPairs, kPart = kArrays < 4 ? 1 : kArrays / 4;
+    static_assert(kArrays % kPart == 0);
+    if (caps_at_once(p)) {
+#pragma unroll
+        for (int n = 0; n < kArrays; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                float& s = frag_s[n / kPairs][n % kPairs][e];
+                s = softcap_at_once(p, s);
+            }
+        }
+        return;
+    }
 #pragma unroll 1
-    for (int turn = 0; turn < kTurns; ++turn) {
+    for (int turn = 0; turn < kArrays / kPart; ++turn) {
         float capped[kPart][4];
 #pragma unroll
         for (int n = 0; n < kArrays; ++n) {

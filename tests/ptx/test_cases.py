@@ -244,7 +244,7 @@ def test_prefill_in_parts(target: str, keywords: dict[str, int]) -> None:
     assert counts.ctas >= 2 * len(case.lengths)  # both heads of a sequence share its only tile
 
 
-@pytest.mark.parametrize("keywords", [{}, {"softcap": 20.0}], ids=["", "general"])
+@pytest.mark.parametrize("keywords", [{}, {"softcap": 20.0}, {"softcap": 5000.0}], ids=["", "general", "large-softcap"])
 @pytest.mark.parametrize("kv_dtype", spec.KV_DTYPES)
 @pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
 def test_every_kind_of_prefill_in_parts(dim: int, kv_dtype: str | None, keywords: dict[str, float]) -> None:
