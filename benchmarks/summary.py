@@ -1,4 +1,4 @@
-"""What a result says about goals that are ratios, from its figures alone: ragged and skewed batches, cuts, small blocks, host, peers."""
+"""What a result says about goals, from its figures alone: ragged and skewed batches, cuts, small blocks, host, compiling, peers."""
 
 from __future__ import annotations
 

@@ -9,14 +9,14 @@ constexpr float kLn2 = 0.6931471805599453f;
 // The running maximum need not move before a score outgrows it by 2^kLazyLimit: probabilities stay below 2^kLazyLimit, sums in float32.
 constexpr float kLazyLimit = 8.f;
 
-// softcap * tanh(s * scale / softcap), still on the scale of q.k: tanh from ex2 and rcp, within 4e-7 of the softcap, where tanh.approx has 5e-4.
+// softcap * tanh(s * scale / softcap), still on the scale of q.k: tanh from ex2 and rcp, within 5e-7 of the softcap, where tanh.approx has 5e-4.
 template<class Params>
 DEVICE float softcap_at_once(const Params& p, float s)
 {
     return fmaf(-2.f * p.softcap_out, rcp(1.f + ex2(s * (p.softcap_in * 2.885390082f))), p.softcap_out);
 }
 
-// Whether that is enough: exponents are then off by 5e-5 at most.
+// Whether that is enough: exponents are then off by 6e-5 at most.
 template<class Params>
 DEVICE bool caps_at_once(const Params& p)
 {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from benchmarks.peers import Form, Peer, UnfitError
 
 cp = pytest.importorskip("cupy", reason="CuPy is not installed")
 
-from benchmarks import comparison, decode, measure, placement, prefill, scale, work_table  # noqa: E402  # they import CuPy
+from benchmarks import comparison, decode, host, measure, placement, prefill, scale, work_table  # noqa: E402  # they import CuPy
 from benchmarks.measure import Effort  # noqa: E402
 
 
@@ -90,6 +91,20 @@ def test_sections_write_what_the_rest_reads(results: dict[str, Any], peers: None
     from benchmarks import plots
 
     assert len(plots.save(results, tmp_path)) == 3
+
+
+def test_the_hosts_figures_are_the_least_and_the_most_of_all_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = ({"on the current stream": (print, 7)}, {"on another": (print, 7)})
+    figures = iter((5.0, 50.0, 3.0, 30.0, 9.0, 90.0, 4.0, 40.0, 6.0, 60.0))
+    monkeypatch.setattr(cp.cuda, "Stream", lambda **keywords: contextlib.nullcontext())
+    monkeypatch.setattr(host, "_calls", lambda stream: calls)
+    monkeypatch.setattr(host, "_import_ms", lambda: 7.0)
+    monkeypatch.setattr(host, "PAUSE_S", 0.0)
+    monkeypatch.setattr(measure, "host", lambda call, count: next(figures))
+    found: dict[str, Any] = {}
+    host.host(found, Effort())
+    assert found["host_us"] == {"on the current stream": 3.0, "on another": 30.0}
+    assert found["host_most_us"] == {"on the current stream": 9.0, "on another": 90.0}
 
 
 def test_a_quick_run_tries_every_section(results: dict[str, Any], peers: None) -> None:

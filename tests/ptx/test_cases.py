@@ -244,19 +244,38 @@ def test_prefill_in_parts(target: str, keywords: dict[str, int]) -> None:
     assert counts.ctas >= 2 * len(case.lengths)  # both heads of a sequence share its only tile
 
 
-@pytest.mark.parametrize("keywords", [{}, {"softcap": 20.0}, {"softcap": 5000.0}], ids=["", "general", "large-softcap"])
+@pytest.mark.parametrize(
+    ("splits", "keywords"),
+    [("parts", {}), ("parts", {"softcap": 5000.0}), ("whole", {"softcap": 20.0})],
+    ids=["parts", "parts-general", "whole-general"],
+)
 @pytest.mark.parametrize("kv_dtype", spec.KV_DTYPES)
 @pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
-def test_every_kind_of_prefill_in_parts(dim: int, kv_dtype: str | None, keywords: dict[str, float]) -> None:
+def test_every_kind_of_prefill(dim: int, kv_dtype: str | None, splits: str, keywords: dict[str, float]) -> None:
+    """Plain ones in whole are test_options' and others'."""
     device = InterpreterDevice()
-    device.sm_count, device.history = 8, []
-    case = Case(
-        "parts", "a tile of every kernel", ((33, 1100),), head_dim=dim, kv_dtype=kv_dtype, num_heads=1, num_kv_heads=1, keywords=keywords
-    )
+    device.sm_count, device.history = 8 if splits == "parts" else 1, []
+    lengths = ((33, 1100),) if splits == "parts" else ((33, 150), (20, 90))
+    case = Case(splits, "a tile of every kernel", lengths, head_dim=dim, kv_dtype=kv_dtype, num_heads=1, num_kv_heads=1, keywords=keywords)
     test_attention.test_case(case, device)
     (counts,) = device.history
     assert counts.ctas >= 2
-    assert f"_parts_{'general_' if keywords else ''}" in counts.kernel
+    assert f"_{splits}_{'general_' if keywords else ''}sm80" in counts.kernel
+
+
+@pytest.mark.parametrize(("scale", "cap"), [(1e-3, 95.0), (5.0, 500.0)])
+def test_small_scores_under_a_large_cap(scale: float, cap: float) -> None:
+    """Where 5e-7 of the cap is not small beside a score, tanh has more digits; with one key in view, the log-sum-exp is that score."""
+    cache = pa.KVCache(1, num_kv_heads=1, head_dim=64, device="interpreter")
+    batch = cache.extend([cache.new_sequence()], [40])
+    q, k, v = np.random.default_rng(0).standard_normal((3, 40, 1, 64)).astype(np.float16)
+    q *= np.float16(1 if scale < 1 else 2**-10)
+    rows, keys, values = map(cache.device.asarray, (q, k, v))
+    options = {"softcap": cap, "softmax_scale": scale, "window_size": 1}
+    _, lse = pa.paged_attention(rows, cache, batch, k=keys, v=values, return_lse=True, **options)
+    scores = scale * np.einsum("thd,thd->th", q.astype(np.float64), k.astype(np.float64))
+    assert np.abs(scores).max() < 0.2
+    np.testing.assert_allclose(lse, cap * np.tanh(scores / cap), atol=5e-7)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +369,7 @@ def test_every_shipped_spec_is_run() -> None:
     for s in shipped(["sm_80"]):
         if s.op == "decode" and not s.fused:  # else tests/attention/test_fused.py's
             assert _decode_id(s) in ids
-        elif s.op == "prefill" and s.splits == "whole":  # others: test_every_kind_of_prefill_in_parts
+        elif s.op == "prefill" and s.splits == "whole" and not s.general:  # others: test_every_kind_of_prefill
             assert f"prefill-{_rows_of(s)}" in ids
     run = {(c.id, target) for c, target in sm70_decode()}
     for s in shipped(SM70_TARGETS, ops=["decode"]):
