@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.work_table import HEAD_DIMS
 from pagedattn import nvrtc, render
 from pagedattn.build import level
+from pagedattn.errors import ArgumentError, UnsupportedError
 from pagedattn.spec import KV_DTYPES, KernelSpec
 
 ONE_LINE = "one_line"
@@ -57,8 +58,11 @@ def main() -> None:
     if arguments.rounds < 1:
         parser.error(f"`--rounds` must be 1 or more; got {arguments.rounds}")
     target = arguments.target
-    wanted = specs(target, tuple(arguments.head_dims), arguments.all)
-    nvrtc.compile('extern "C" __global__ void warm() {}', "warm", target, {})  # loads NVRTC
+    try:
+        wanted = specs(target, tuple(arguments.head_dims), arguments.all)
+        nvrtc.compile('extern "C" __global__ void warm() {}', "warm", target, {})  # loads NVRTC
+    except (ArgumentError, UnsupportedError) as error:
+        parser.error(str(error))
     seconds: dict[str, list[float]] = {}
     for number in range(1, arguments.rounds + 1):
         print(f"round {number} of {arguments.rounds}: {1 + len(wanted)} kernels", file=sys.stderr, flush=True)

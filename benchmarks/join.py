@@ -68,13 +68,13 @@ def joined(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def loaded(file: Path) -> dict[str, Any]:
-    """A result, or the end of the program with what is wrong with the file."""
+def loaded(file: Path, keys: Sequence[str] = ("device",)) -> dict[str, Any]:
+    """A result, which has one of the keys, or the end of the program with what is wrong with the file."""
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SystemExit(f"{file} must be a result of `python -m benchmarks --json FILE`: {error}") from error
-    if not isinstance(result, dict) or "device" not in result:
+    if not isinstance(result, dict) or not any(key in result for key in keys):
         raise SystemExit(f"{file} must be a result of `python -m benchmarks --json FILE`; it names no device.")
     return result
 

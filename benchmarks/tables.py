@@ -157,7 +157,9 @@ def _column(figure: dict[str, Any]) -> str:
 
 
 def _variants(title: str, figures: list[dict[str, Any]], cell: Callable[[dict[str, Any]], str]) -> str:
-    return _table(title, VARIANTS, {(f["variant"], f["row"]): cell(f) for f in figures})  # a variant measured twice: the last
+    first = {(f["variant"], f["row"]): cell(f) for f in reversed(figures)}  # of a variant measured twice: as warm as the others' next to it
+    columns = dict.fromkeys(f["row"] for f in figures)
+    return _table(title, VARIANTS, {(v, row): first[v, row] for row in columns for v in VARIANTS if (v, row) in first})
 
 
 def _table(title: str, rows: dict[Any, str], cells: dict[tuple[Any, str], str]) -> str:
@@ -202,7 +204,7 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--into", type=Path, help="the page to fill; without it the figures are printed")
     arguments = parser.parse_args()
-    results = loaded(arguments.file)
+    results = loaded(arguments.file, ("device", "ranks"))
     if "ranks" in results:
         print(context_parallel_table(results))
         return
@@ -211,7 +213,10 @@ def main() -> None:
     if arguments.into is None:
         print(*(part(results) for part in PARTS.values()), sep="\n\n")
     else:
-        arguments.into.write_text(filled(arguments.into.read_text(encoding="utf-8"), results), encoding="utf-8")
+        page = arguments.into.read_text(encoding="utf-8")
+        if not PLACE.search(page):
+            raise SystemExit(f"{arguments.into} must have places for figures, such as <!-- figures: host --> ... <!-- end -->; it has none")
+        arguments.into.write_text(filled(page, results), encoding="utf-8")
 
 
 if __name__ == "__main__":

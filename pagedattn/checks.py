@@ -180,7 +180,7 @@ def workspace(given: Any, cache: KVCache, stream: Any = None) -> Any:
 def positive(value: Any, name: str) -> float:
     number = float(value) if isinstance(value, np.floating) else value  # a float16 would round what it is compared with
     if isinstance(value, bool) or not isinstance(number, (int, float, np.integer)) or not _SMALLEST <= number <= _LARGEST:
-        raise ArgumentError(f"`{name}` must be a positive finite number, {_SMALLEST} to {_LARGEST}, or None; got {value!r}.")
+        raise ArgumentError(f"`{name}` must be a positive finite number, {_SMALLEST:g} to {_LARGEST:g}, or None; got {value!r}.")
     return float(value)
 
 

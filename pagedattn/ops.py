@@ -69,14 +69,14 @@ def paged_attention(
     layer : int
         The cache's layer.
     softmax_scale : float, optional
-        Factor on q.k, positive; None: 1 / sqrt(head_dim).
+        Factor on q.k, 1e-15 to 1e15; None: 1 / sqrt(head_dim).
     causal : bool
         Keys after the query's position do not count.
     window_size : int, optional
         Only keys p - window_size + 1 .. p count for a query at p (and later ones where `causal` is False). Values up to 63 keys before them
         may be read and multiplied by 0: they must not be infinite or NaN.
     softcap : float, optional
-        Scores s become softcap * tanh(s / softcap).
+        Scores s become softcap * tanh(s / softcap); 1e-15 to 1e15.
     alibi_slopes : array (num_heads) float32, optional
         slope * (key position - query position) is added to the scores, after `softcap`. For keys before the query that is FlashAttention's
         ALiBi; keys after it (`causal` False) gain where FlashAttention's lose. Finite; on a GPU nobody looks whether they are.

@@ -164,7 +164,11 @@ class KernelSpec(Footprint):
 
     def _resolve_decode(self, target: archs.Arch) -> None:
         self._clear("cta_q")
-        self._set(heads=8 if self.heads is None else self.heads, splits=self.splits or "flat", min_ctas=self.min_ctas or 1)
+        self._set(
+            heads=8 if self.heads is None else self.heads,
+            splits="flat" if self.splits is None else self.splits,
+            min_ctas=self.min_ctas or 1,
+        )
         if self.heads not in HEAD_PACKS:
             raise ArgumentError(f"`heads` must be one of {HEAD_PACKS}; got {self.heads!r}.")
         if self.splits not in SPLITS:
@@ -196,7 +200,7 @@ class KernelSpec(Footprint):
 
     def _resolve_prefill(self) -> None:
         self._clear("heads")
-        self._set(splits=self.splits or "whole")
+        self._set(splits="whole" if self.splits is None else self.splits)
         if self.splits not in TILE_SPLITS:
             raise ArgumentError(f"`splits` of op {self.op!r} must be one of {TILE_SPLITS}; got {self.splits!r}.")
         if self.op == "varlen" and self.quantised:

@@ -43,6 +43,15 @@ def test_a_process_with_a_cache_is_refused() -> None:
     assert "`CUDA_CACHE_DISABLE` must be 1 from the start" in found.stderr
 
 
+def test_what_there_are_no_kernels_for_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("CUDA_CACHE_DISABLE", "1")
+    for arguments, text in ((["sm_60"], "sm_60 is not a target"), (["sm_90", "65"], "`head_dim` must be"), (["bogus"], "bogus")):
+        monkeypatch.setattr(sys, "argv", ["cold", *arguments])
+        with pytest.raises(SystemExit, match="2"):
+            cold.main()
+        assert text in capsys.readouterr().err
+
+
 def test_the_least_and_the_most_of_all_rounds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now, took = 0.0, {}
 

@@ -158,6 +158,29 @@ def test_quick_figures_are_not_quoted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "| 4.0 |" in page.read_text()
 
 
+def test_a_page_without_places_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, page = tmp_path / "r.json", tmp_path / "page.md"
+    file.write_text(json.dumps(result()))
+    page.write_text("no figures\n")
+    monkeypatch.setattr(sys, "argv", ["tables", str(file), "--into", str(page)])
+    with pytest.raises(SystemExit, match="must have places for figures"):
+        tables.main()
+    assert page.read_text() == "no figures\n"
+
+
+def test_a_table_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "context_parallel_h200.json"
+    monkeypatch.setattr(sys, "argv", ["tables", str(file)])
+    tables.main()
+    assert capsys.readouterr().out.strip() == tables.context_parallel_table(json.loads(file.read_text()))
+
+
+def test_of_two_passes_the_first_is_quoted() -> None:
+    results = result()
+    again = [{**figure, "graph_us": 999.0} for figure in results["decode"] if figure["variant"] == summary.PLAIN]
+    assert tables.decode({**results, "decode": [*results["decode"], *again]}) == tables.decode(results)
+
+
 def test_summary_holds_goals_against_figures() -> None:
     found = lines(result())
     assert all(line["met"] in (None, True) for line in found.values()), found

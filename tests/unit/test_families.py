@@ -68,6 +68,8 @@ def test_the_old_source_for_a_new_target_has_the_tiles_of_the_old(op: str, mma: 
         ({"fused": True, "op": "append"}, pa.ArgumentError, "`fused` must be False but for"),
         ({"splits": "whole"}, pa.ArgumentError, r"`splits` of op 'decode' must be one of \('flat', 'cut'\); got 'whole'"),
         ({"splits": "cut", "op": "prefill"}, pa.ArgumentError, r"`splits` of op 'prefill' must be one of \('whole', 'parts'\); got 'cut'"),
+        ({"splits": ""}, pa.ArgumentError, r"`splits` of op 'decode' must be one of \('flat', 'cut'\); got ''"),
+        ({"splits": False, "op": "prefill"}, pa.ArgumentError, r"`splits` of op 'prefill' must be one of \('whole', 'parts'\); got False"),
         ({"splits": "parts", "op": "gather"}, pa.ArgumentError, "`splits` means nothing for op 'gather'; got 'parts'"),
         ({"general": True, "op": "append"}, pa.ArgumentError, "`general` means nothing for op 'append'; got True"),
         ({"general": "no"}, pa.ArgumentError, "`general` must be True or False; got 'no'"),
