@@ -158,4 +158,4 @@ def _mask(extras: Extras, x: Any, batch: Batch) -> None:
     starts = batch.notes.get(key)
     if starts is None:
         starts = batch.notes[key] = batch.device.asarray(np.cumsum(sizes) - sizes)
-    extras.mask, extras.mask_starts = batch.device.asarray(found), starts
+    extras.mask, extras.mask_starts = batch.device.asarray(found, bool), starts  # kernels count on bytes of 0 and 1

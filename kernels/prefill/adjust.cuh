@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/softmax.cuh"
+#include "prefill/kept_keys.cuh"
 
 // Impl's fragment: element e of pair array j of a slab is row e / 2, key 8 j + e % 2 of the lane's own; Impl::Map says where they begin.
 // Large softcaps, which are rare: a quarter of the scores at a time, and the array turned by as much, for a quarter of the code.
@@ -62,36 +63,8 @@ DEVICE void add_alibi(typename Impl::FragS& frag_s, const Params& p, const Tile&
 }
 
 template<class Impl, class Params, class Tile>
-DEVICE void apply_mask(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int row, int first)
-{
-    const u8* kept[Impl::kSlabs][2];
-#pragma unroll
-    for (int i = 0; i < Impl::kSlabs; ++i) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const int token = min(query.token(row + i * Impl::kSlabRows + h * Impl::Map::kRowStep), query.qlen - 1);
-            kept[i][h] = p.extras.mask + p.extras.mask_starts[query.b] + (i64)token * query.klen + position_of_key(p, first);
-        }
-    }
-    const int keys = query.len - first;  // the others have no entry, and are hidden in any case
-#pragma unroll
-    for (int k = 0; k < 4 * Impl::kKeySteps; ++k) {
-        const int key = k / 2 * 8 + k % 2;
-        if (key < keys) {  // without a branch ptxas reads more at once than registers hold
-#pragma unroll
-            for (int i = 0; i < Impl::kSlabs; ++i) {
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    float& s = frag_s[i][k / 2][2 * h + k % 2];
-                    s = kept[i][h][key * p.cp_size] ? s : negative_infinity();
-                }
-            }
-        }
-    }
-}
-
-template<class Impl, class Params, class Tile>
-DEVICE void adjust_scores(typename Impl::FragS& frag_s, const Params& p, const Tile& query, int warp_row, int key0, int lane)
+DEVICE void adjust_scores(typename Impl::FragS& frag_s, const Params& p, const Tile& query, const KeptKeys<Impl>& kept, int warp_row,
+                          int key0, int lane)
 {
     const int row = warp_row + Impl::Map::row(lane), first = key0 + Impl::Map::key(lane);  // of the lane's first element
     if (p.softcap_in != 0.f) {
@@ -101,6 +74,6 @@ DEVICE void adjust_scores(typename Impl::FragS& frag_s, const Params& p, const T
         add_alibi<Impl>(frag_s, p, query, row, first);
     }
     if (p.extras.mask) {
-        apply_mask<Impl>(frag_s, p, query, row, first);
+        kept.Mask(frag_s);
     }
 }

@@ -12,8 +12,7 @@ struct CutTile {
     template<class Params>
     DEVICE CutTile(const Params& p, const QueryTile<kRows>& query, int thread)
         : row(first_query_row<Impl::kWarpRows>(thread / kWarpSize)), position(query.position(row)),
-          // a warp's slabs hold consecutive tokens, or the same tokens of other heads
-          slab_step(Impl::kSlabRows < 1 << query.tokens_log2 ? Impl::kSlabRows : 0), lane(thread % kWarpSize),
+          slab_step(query.slab_step(Impl::kSlabRows)), lane(thread % kWarpSize),
           end(1 + (p.causal ? position : position_of_key(p, query.len - 1)))
     {
         last = position + (Impl::kSlabs - 1) * slab_step + Impl::kSlabRows - 1;

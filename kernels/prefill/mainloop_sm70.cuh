@@ -19,6 +19,7 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
     static constexpr int kRows = kWarps * Impl::kWarpRows;
     static constexpr int kTileBytes = CTA_S * Impl::kRowBytes;
     static constexpr int kRingBytes = TileSource::kBytes;
+    using Tile = if_else<Impl::kAdjusted, MaskedTile<kRows>, QueryTile<kRows>>;
     using SmemIterQ = typename Impl::SmemIterQ;
 
     typename Impl::FragO frag_o;
@@ -28,7 +29,7 @@ struct PrefillMainloop<arch::Sm70, Impl_, TileSource, kWarps> {
 
     // Part `part` of p.num_splits of the tile's keys.
     template<class Params>
-    DEVICE void operator()(const Params& p, const QueryTile<kRows>& query, int part, u32 smem_ring, u32 smem_q, int thread)
+    DEVICE void operator()(const Params& p, const Tile& query, int part, u32 smem_ring, u32 smem_q, int thread)
     {
         const int lane = thread % kWarpSize, warp_row = first_query_row<Impl::kWarpRows>(thread / kWarpSize);
         const int first_tile = query.first_key / CTA_S, tiles = (query.keys + CTA_S - 1) / CTA_S - first_tile;
@@ -72,12 +73,19 @@ private:
 
     // One tile. `masked`: the sequence's end, the diagonal or the window may cut it; `more`: another one follows.
     template<bool masked, class Params>
-    DEVICE void Turn(const Params& p, const QueryTile<kRows>& query, TileSource& source, typename Impl::Start& start,
-                     typename Impl::FragRow& frag_l, const SmemIterQ& iter_q, int thread_id, int tile, bool more)
+    DEVICE void Turn(const Params& p, const Tile& query, TileSource& source, typename Impl::Start& start, typename Impl::FragRow& frag_l,
+                     const SmemIterQ& iter_q, int thread_id, int tile, bool more)
     {
         const int thread = opaque(thread_id), lane = thread % kWarpSize, key0 = tile * CTA_S;
         const Cut cut(p, query, thread);
-        const bool some = !masked || cut.Keeps(p, key0);
+        bool some = !masked || cut.Keeps(p, key0);
+        KeptKeys<Impl> kept;
+        if constexpr (Impl::kAdjusted) {
+            some = __any_sync(kFullWarp, some);  // so that the compiler knows that all lanes say so
+            if (some && p.extras.mask) {
+                some = kept.Find(p, query, cut.row, key0, lane);
+            }
+        }
         typename Impl::FragS frag_s;
         source.template LoadV<masked>(query.len);
         __syncthreads();  // K is there, and the last V is used up
@@ -93,7 +101,7 @@ private:
         }
         if (some) {
             if constexpr (Impl::kAdjusted) {
-                adjust_scores<Impl>(frag_s, p, query, cut.row, key0, lane);
+                adjust_scores<Impl>(frag_s, p, query, kept, cut.row, key0, lane);
             }
             if (masked && cut.Hides(p, key0)) {
                 cut.Mask(frag_s, p, key0);

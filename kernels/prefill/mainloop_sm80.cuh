@@ -19,6 +19,7 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
     static constexpr int kRows = kWarps * Impl::kWarpRows;
     static constexpr int kTileBytes = CTA_S * Impl::kRowBytes;
     static constexpr int kRingBytes = TileSource::kBytes;
+    using Tile = if_else<Impl::kAdjusted, MaskedTile<kRows>, QueryTile<kRows>>;
 
     typename Impl::FragO frag_o;
     RowSum sum;  // of the lane's own row
@@ -28,7 +29,7 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
 
     // Part `part` of p.num_splits of the tile's keys.
     template<class Params>
-    DEVICE void operator()(const Params& p, const QueryTile<kRows>& query, int part, u32 smem_ring, u32 smem_q, int thread)
+    DEVICE void operator()(const Params& p, const Tile& query, int part, u32 smem_ring, u32 smem_q, int thread)
     {
         const int lane = thread % kWarpSize, warp_row = first_query_row<Impl::kWarpRows>(thread / kWarpSize);
         const int first_tile = query.first_key / CTA_S, tiles = (query.keys + CTA_S - 1) / CTA_S - first_tile;
@@ -59,9 +60,11 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
             const int keys = ComputeScores(frag_s, p, query, iter_q, k, tile * CTA_S, whole, opaque(thread));
             source.EndK(left);
             source.BeginV(left);
-            Impl::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
+            if (keys > 0 || !Impl::kAdjusted) {  // plain kernels' tiles have all scores, and most have keys
+                Impl::MoveReference(frag_s, frag_o, start, frag_l, p.qk_scale);
+            }
             if (keys > 0) {
-                Impl::ComputePV(frag_o, frag_l, frag_s, typename Impl::SmemIterV{k + kTileBytes, lane}, keys);
+                Impl::ComputePV(frag_o, frag_l, frag_s, typename Impl::SmemIterV{k + kTileBytes, lane}, Impl::kAdjusted ? CTA_S : keys);
             }
             source.EndV(left);
         }
@@ -74,24 +77,34 @@ private:
     // Scores of a tile, cut or whole. Returns how many keys, from the first one on, hold all that rows of the warp keep: a tile's, half of them,
     // or none.
     template<class Params>
-    static DEVICE int ComputeScores(typename Impl::FragS& frag_s, const Params& p, const QueryTile<kRows>& query,
+    static DEVICE int ComputeScores(typename Impl::FragS& frag_s, const Params& p, const Tile& query,
                                     const typename Impl::SmemIterQ& iter_q, u32 k, int key0, bool whole, int thread)
     {
-        if (Impl::kAdjusted && !whole && !Cut(p, query, thread).Keeps(p, key0)) {
-            Impl::FillScores(frag_s, negative_infinity());
-            return 0;
-        }
-        const int lane = thread % kWarpSize;
-        Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{k, lane});
+        KeptKeys<Impl> kept;
         if constexpr (Impl::kAdjusted) {
-            adjust_scores<Impl>(frag_s, p, query, first_query_row<Impl::kWarpRows>(thread / kWarpSize), key0, lane);
+            const int id = opaque_id(thread);
+            // by a vote: the compiler must know that all lanes take the branch alike, or it writes what they do together twice
+            if (!__any_sync(kFullWarp, whole || Cut(p, query, id).Keeps(p, key0))) {
+                return 0;
+            }
+            // before Q K: the mask's bytes take the scores' registers
+            if (p.extras.mask && !kept.Find(p, query, first_query_row<Impl::kWarpRows>(id / kWarpSize), key0, id % kWarpSize)) {
+                return 0;
+            }
+        }
+        Impl::ComputeQK(frag_s, iter_q, typename Impl::SmemIterK{k, thread % kWarpSize});
+        if constexpr (Impl::kAdjusted) {
+            const int id = opaque_id(thread);  // no register for lane and row meanwhile
+            adjust_scores<Impl>(frag_s, p, query, kept, first_query_row<Impl::kWarpRows>(id / kWarpSize), key0, id % kWarpSize);
         }
         if (whole) {
             return CTA_S;
         }
         const Cut cut(p, query, opaque(thread));  // no register for it meanwhile
         cut.Mask(frag_s, p, key0);
-        const bool all = Impl::kAdjusted || cut.Keeps(p, key0 + CTA_S / 2);  // adjusted: a branch in P V would cost registers that it lacks
-        return uniform(all ? CTA_S : cut.Keeps(p, key0) ? CTA_S / 2 : 0);
+        if constexpr (Impl::kAdjusted) {
+            return CTA_S;  // a branch in P V would cost registers that it lacks
+        }
+        return uniform(cut.Keeps(p, key0 + CTA_S / 2) ? CTA_S : cut.Keeps(p, key0) ? CTA_S / 2 : 0);
     }
 };

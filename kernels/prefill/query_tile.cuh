@@ -39,6 +39,8 @@ struct QueryTile {
     DEVICE int head(int row) const { return head0 + (row >> tokens_log2); }
     DEVICE int position(int row) const { return klen - qlen + token(row); }
     DEVICE bool valid(int row) const { return token(row) < qlen; }
+    // Tokens from a slab of so many rows to the next one: a warp's slabs hold consecutive tokens, or the same tokens of other heads.
+    DEVICE int slab_step(int rows) const { return rows < 1 << tokens_log2 ? rows : 0; }
 
 private:
     // One division of context parallelism serves all four.
@@ -53,6 +55,20 @@ private:
             const int key = (begin ? p.window_size : p.causal) ? own_keys(p, position) : begin ? 0 : len;
             (begin ? common ? common_first_key : first_key : common ? common_keys : keys) = key;
         }
+    }
+};
+
+// The same of a call that may have a mask. A type of its own: with a wider member plain kernels would keep the tile in one piece, not by members.
+template<int kRows>
+struct MaskedTile: QueryTile<kRows> {
+    const u8* mask;  // the sequence's, where there is one
+
+    template<class Params>
+    DEVICE bool Find(const Params& p, int index)
+    {
+        const bool found = QueryTile<kRows>::Find(p, index);
+        mask = p.extras.mask ? p.extras.mask + p.extras.mask_starts[this->b] : nullptr;
+        return found;
     }
 };
 

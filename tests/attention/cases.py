@@ -54,7 +54,8 @@ class Case:
     alibi : float
         The largest slope of alibi_slopes; 0: none.
     mask : str
-        "" (none), "random" (some queries see nothing), or "tree" (all old tokens, and a new one's ancestors).
+        "" (none), "random" (some queries see nothing), "tree" (all old tokens, and a new one's ancestors), or "documents" (90 tokens that
+        see each other).
     rope : dict
         Arguments of Rope; empty: none.
     positions : int
@@ -286,6 +287,10 @@ def _adjusted() -> Iterator[Case]:
     yield Case("mask-random", why, MIXED, mask="random", sinks=True, block_len=16)
     yield Case("mask-full", "no causal mask besides", MIXED, mask="random", keywords={"causal": False}, dtype="bfloat16", head_dim=64)
     yield Case("mask-decode", "single queries only", DECODE, mask="random", keywords={"num_splits": 3})
+    for dim in (96, 192, 256):
+        yield Case(f"mask-d{dim}", "lanes read other parts of a row where tiles have fewer keys", MIXED, mask="random", head_dim=dim)
+    documents = ((150, 700), (1, 70), (40, 777), (5, 300), (2, 2))
+    yield Case("mask-documents", "tiles of which all keys are kept, and none", documents, mask="documents", keywords={"causal": False})
     tree = ((7, 300), (1, 65), (30, 500), (16, 16), (0, 9))
     yield Case(
         "mask-tree", "drafted tokens of one depth share a position", tree, mask="tree", rope={"kind": "default"}, positions=700, append=True
@@ -338,7 +343,7 @@ _AS_CODES = (
         "rope-window-splits",
         "rope-held",
     ),
-    *("alibi", "alibi-group20", "alibi-full", "alibi-softcap", "alibi-rope", "mask-random", "mask-tree", "mask-window"),
+    *("alibi", "alibi-group20", "alibi-full", "alibi-softcap", "alibi-rope", "mask-random", "mask-tree", "mask-window", "mask-documents"),
     *("large-mixed", "large-d64", "large-d96", "large-d192", "large-d256", "large-window"),
 )
 

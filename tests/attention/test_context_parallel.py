@@ -45,7 +45,7 @@ ROWS: tuple[tuple[int, Case, tuple[str, ...]], ...] = (
     (2, Case("window-wide", "the window cuts tiles", LENGTHS, keywords={"window_size": 41}, **SMALL), TURING),
     (3, Case("full", "no causal mask", LENGTHS, keywords={"causal": False, "window_size": 50}, **SMALL), TURING),
     (3, Case("alibi", "distances are the sequence's own", LENGTHS, alibi=0.5, keywords={"softcap": 9.0}, sinks=True, **SMALL), ALL),
-    (2, Case("mask", "a mask of the caller's, of every rank's keys", FEW, mask="random", sinks=True, **SMALL), TURING),
+    (2, Case("mask", "a mask of the caller's, of every rank's keys", LENGTHS, mask="random", sinks=True, **SMALL), ALL),
     (
         3,
         Case("rope", "positions are the sequence's own", LENGTHS, rope=YARN, biases=True, logn=30, append=True, **SMALL),

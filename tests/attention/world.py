@@ -177,6 +177,9 @@ def _mask(kind: str, rng: np.random.Generator, new: int, length: int) -> Array:
         mask = rng.random((new, length)) < 0.5
         mask[::5] = False
         return mask
+    if kind == "documents":
+        document = np.arange(length) // 90
+        return np.asarray(document[length - new :, None] == document)
     mask = np.ones((new, length), bool)
     drafted = mask[:, length - new :]
     drafted[...] = False

@@ -68,11 +68,11 @@ OPTIONS = (
     "mask-random",
     "mask-full",
     "mask-window",
+    "mask-documents",
+    "mask-d256",
+    *(f"mask-{name}-int4" for name in ("documents", "random")),
     *(f"{name}-int8" for name in ("alibi-rope", "mask-tree", "rope-all", "rope-d96-bf16", "rope-prefill")),
-    *(
-        f"{name}-int4"
-        for name in ("mask-random", "alibi-group20", "alibi-softcap", "rope-decode", "mrope", "rope-d256", "rope-window-splits")
-    ),
+    *(f"{name}-int4" for name in ("alibi-group20", "alibi-softcap", "rope-decode", "mrope", "rope-d256", "rope-window-splits")),
 )
 
 
@@ -143,7 +143,11 @@ SM70_OPTIONS = (
     "prefill-group3",
     "prefill-ramp60",
     "alibi-softcap",
+    "mask-random",
     "mask-window",
+    "mask-documents",
+    "mask-d96",
+    "mask-d256",
     "layers",
     "out-strided",
     "fused",
