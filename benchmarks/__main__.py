@@ -14,7 +14,7 @@ from typing import Any
 import cupy as cp
 
 import pagedattn as pa
-from benchmarks import build, comparison, decode, fused, host, machine, measure, placement, prefill, scale, summary
+from benchmarks import build, comparison, decode, fused, host, machine, measure, placement, prefill, scale, scores, summary
 from benchmarks.measure import Effort
 from benchmarks.work_table import HEAD_DIMS
 
@@ -26,6 +26,7 @@ SECTIONS = {
     "splits": decode.splits,
     "placement": placement.placement,
     "prefill": prefill.prefill,
+    "scores": scores.scores,
     "peers": comparison.peers,
     "scale": scale.scale,
 }

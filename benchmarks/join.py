@@ -18,6 +18,7 @@ SECTIONS = {
     "splits": ("splits",),
     "placement": ("placement",),
     "prefill": ("prefill",),
+    "scores": ("scores",),
     "peers": ("peers", "peers_missing"),
     "scale": ("sweeps",),
 }

@@ -102,6 +102,14 @@ def splits(results: dict[str, Any]) -> str:
     return _table("time, as a multiple of `num_splits=None`", rows, cells)
 
 
+def scores(results: dict[str, Any]) -> str:
+    """What changes scores before the softmax, as a multiple of the plain call's time."""
+    figures = results["scores"]
+    rows = {(f["row"], f["change"]): f"{f['row']}, {f['change']}" for f in sorted(figures, key=lambda f: str(f["row"])[0] == "D")}
+    cells = {((f["row"], f["change"]), VARIANTS[f["variant"]]): f"{f['us'] / f['plain_us']:.2f}" for f in figures}
+    return _table("time, as a multiple of the same call's without it", rows, cells)
+
+
 def placement(results: dict[str, Any]) -> str:
     """Microseconds of one layer, by the order in which sequences have their blocks."""
     figures = results["placement"]
@@ -177,6 +185,7 @@ PARTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "fused": fused,
     "splits": splits,
     "placement": placement,
+    "scores": scores,
     "decode_peers": decode_peers,
     "prefill_peers": prefill_peers,
     "host": host,

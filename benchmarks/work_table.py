@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import cupy as cp
 import numpy as np
 
 import pagedattn as pa
 from pagedattn import dtypes
+
+if TYPE_CHECKING:
+    from benchmarks.scores import Change
 
 Array = np.ndarray[Any, Any]
 
@@ -156,21 +159,26 @@ class Workload:
         """K and V as calls read them, (tokens, num_kv_heads, head_dim) each, sequence after sequence."""
         return pa.gather(self.cache, self.batch, layer=layer)
 
-    def error(self, out: Any = None, **keywords: Any) -> float:
+    def error(self, out: Any = None, change: Change | None = None, **keywords: Any) -> float:
         """Relative error of some query rows, spread over the batch, against float64: of `out`, or of a call of ours with `keywords`.
+
+        `change` is one of `benchmarks.scores`, and the call has its keywords, too.
 
         Relative to the result's size and 1/256 of the size of what is summed: of a million random values that cancel each other, float32
         sums know the result only to so many places.
         """
         if out is None:
             self.out.fill(cp.nan)
-            out = self.call(**keywords)
-        rows, right, summed = self._expected
+            out = self.call(**keywords, **({} if change is None else change.keywords))
+        rows, right, summed = self._plain if change is None else self._expected(change)
         wrong = out[cp.asarray(rows)].astype(cp.float64) - right
         return _size(wrong) / (_size(right) + _size(summed) / 256)
 
     @cached_property
-    def _expected(self) -> tuple[list[int], Any, Any]:
+    def _plain(self) -> tuple[list[int], Any, Any]:
+        return self._expected(None)
+
+    def _expected(self, change: Change | None) -> tuple[list[int], Any, Any]:
         """Numbers of query rows; what attention in float64 gives for them in layer 0, and for the values' sizes instead of the values."""
         row, rng = self.row, np.random.default_rng(1)
         starts_k, starts_q = (np.concatenate([[0], np.cumsum(n)]) for n in (row.seqlens_k, row.seqlens_q))
@@ -181,15 +189,18 @@ class Workload:
             for j in sorted({0, row.seqlens_q[b] - 1, int(rng.integers(0, row.seqlens_q[b]))}):
                 keys = slice(int(starts_k[b]), int(starts_k[b]) + row.seqlens_k[b] - row.seqlens_q[b] + j + 1)
                 rows.append(int(starts_q[b]) + j)
-                found.append(self._attention(self.q[rows[-1]], k[keys], v[keys]))
+                changed = None if change is None else partial(change.scores, b=b, j=j)
+                found.append(self._attention(self.q[rows[-1]], k[keys], v[keys], changed))
         return rows, *(cp.stack(x) for x in zip(*found, strict=True))
 
-    def _attention(self, q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    def _attention(self, q: Any, k: Any, v: Any, changed: Callable[[Any, slice], Any] | None) -> tuple[Any, Any]:
         """One row of queries over its keys and their sizes, in float64; a KV head at a time, for long sequences' sake."""
         group = self.row.num_heads // self.row.num_kv_heads
         heads, sizes = [], []
         for h in range(self.row.num_kv_heads):
-            s = q[h * group : (h + 1) * group].astype(cp.float64) @ k[:, h].astype(cp.float64).T * self.head_dim**-0.5
+            of_group = slice(h * group, (h + 1) * group)
+            s = q[of_group].astype(cp.float64) @ k[:, h].astype(cp.float64).T * self.head_dim**-0.5
+            s = s if changed is None else changed(s, of_group)
             p = cp.exp(s - s.max(axis=-1, keepdims=True))
             p /= p.sum(axis=-1, keepdims=True)
             values = v[:, h].astype(cp.float64)

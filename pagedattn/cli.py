@@ -103,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--seqlens-k", type=numbers, required=True, metavar="N,...", help="all tokens of each sequence")
     explain.add_argument("--seqlens-q", type=numbers, metavar="N,...", help="those of them that are new; default: one of each")
     explain.add_argument("--block-len", type=int, default=64, metavar="N", help="tokens of a block; default: %(default)s")
+    explain.add_argument("--softcap", type=float, metavar="CAP", help="of the call; default: none")
+    explain.add_argument("--num-splits", type=_splits, metavar="N", help="of the call: a number of cuts, or fixed:N; default: none")
+    explain.add_argument("--alibi", action="store_true", help="the call has `alibi_slopes`")
+    explain.add_argument("--mask", action="store_true", help="the call has a `mask`")
 
     tune = command("tune", _tune, "measure which tiles serve this GPU best, and keep what beats the shipped table")
     tune_command.add_options(tune)
@@ -110,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = command("doctor", _doctor, "what is here, and does it work")
     bench = command("bench", _bench, "measure on the GPU; in a checkout")
     bench.add_argument(
-        "--only", type=names, metavar="SECTION,...", help="of build, host, decode, fused, splits, placement, prefill, peers, scale"
+        "--only", type=names, metavar="SECTION,...", help="of build, host, decode, fused, splits, placement, prefill, scores, peers, scale"
     )
     for readable in (demo, precompile, warmup, *stores, show, explain, tune, doctor, bench):
         readable.add_argument("--json", action="store_true", help="print JSON")
@@ -125,6 +129,10 @@ def _shape(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", default="float16", metavar="T", help="float16 or bfloat16; default: %(default)s")
     command.add_argument("--kv-dtype", metavar="T", help="what the cache stores: int8 or int4; default: the dtype")
     command.add_argument("--device", help="cuda, cuda:N, cpu or interpreter; default: a GPU if one is usable")
+
+
+def _splits(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -248,7 +256,8 @@ def _show(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     from pagedattn.explain import explain_shape
 
-    told = explain_shape(**{name: getattr(arguments, name) for name in (*SHAPE, "seqlens_k", "seqlens_q", "block_len")})
+    asked = *SHAPE, "seqlens_k", "seqlens_q", "block_len", "softcap", "num_splits", "alibi", "mask"
+    told = explain_shape(**{name: getattr(arguments, name) for name in asked})
     _print(told.to_dict() if arguments.json else told)
     return 0
 

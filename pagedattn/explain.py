@@ -101,7 +101,10 @@ def explain(q: Any, cache: KVCache, batch: Batch, **keywords: Any) -> Explanatio
     for name in keywords:
         if name not in KEYWORDS:
             raise ArgumentError(f"`{name}` is no keyword of paged_attention, whose own are: {', '.join(KEYWORDS)}.")
-    call = _checked(q, cache, batch, **{**KEYWORDS, **keywords})
+    return _explained(_checked(q, cache, batch, **{**KEYWORDS, **keywords}), cache, batch, keywords.get("num_splits"))
+
+
+def _explained(call: _Call, cache: KVCache, batch: Batch, num_splits: Any) -> Explanation:
     device, layout = cache.device, cache.layout
     counts = f"{batch.num_decode} sequences with one query, {batch.num_prefill} with more"
     if device.arch is None:
@@ -114,7 +117,7 @@ def explain(q: Any, cache: KVCache, batch: Batch, **keywords: Any) -> Explanatio
         steps.append(Step(dispatch.spec_for("append", *common), batch.num_tokens, f"append first: it {call.appends}, a CTA for each token"))
     if batch.num_decode and not call.masked:  # only prefill reads masks
         spec, grid, packs, _ = dispatch.plan_decode(device, layout, group, batch, call.splits, call.adjusted, call.cp, call.fused)  # type: ignore[arg-type]
-        cuts = f"every sequence cut by num_splits={keywords.get('num_splits')!r}"
+        cuts = f"every sequence cut by num_splits={num_splits!r}"
         how = cuts if call.splits else "one list of key tiles, balanced over one wave of CTAs"
         reads = f"reads K and V once for {min(group, spec.heads or 0)} of {group} heads ({packs} packs)"
         writes = "writes the rows of k and v and " if call.fused else ""
@@ -141,8 +144,14 @@ def explain_shape(
     dtype: str = "float16",
     kv_dtype: str | None = None,
     device: str | Device | None = None,
+    softcap: float | None = None,
+    num_splits: int | str | None = None,
+    alibi: bool = False,
+    mask: bool = False,
 ) -> Explanation:
     """`explain` without arrays: for sequences of so many tokens, of which `seqlens_q` are new, None: one of each.
+
+    `alibi` and `mask` say that the call has `alibi_slopes` and a `mask`; `softcap` and `num_splits` are the call's.
 
     Examples
     --------
@@ -162,7 +171,10 @@ def explain_shape(
     if heads is None or heads < 1:
         raise ArgumentError(f"`num_heads` must be a positive integer; got {num_heads!r}.")
     row = cache.device.zeros((1, heads, head_dim), dtypes.of(dtype).numpy)  # one stands for all: nothing is read
-    return explain(np.broadcast_to(row, (batch.num_tokens, heads, head_dim)), cache, batch)
+    q = np.broadcast_to(row, (batch.num_tokens, heads, head_dim))
+    call = _checked(q, cache, batch, **{**KEYWORDS, "softcap": softcap, "num_splits": num_splits})
+    alibi, mask = flag(alibi, "alibi"), flag(mask, "mask")
+    return _explained(call._replace(masked=mask, adjusted=call.adjusted or alibi or mask), cache, batch, num_splits)
 
 
 class _Call(NamedTuple):

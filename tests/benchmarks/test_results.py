@@ -61,6 +61,11 @@ def result() -> dict[str, Any]:
             for n in (1, 32)
             for order in ("random", "in sequence")
         ],
+        "scores": [
+            {"row": row, "variant": f"{summary.PLAIN}{kv}", "change": change, "us": us, "plain_us": 1000.0}
+            for kv in KV
+            for row, change, us in (("D3", "softcap", 1100.0), ("P1", "mask, at random", 1300.0), ("P1", "softcap", 1400.0))
+        ],
         "peers": peers,
         "peers_missing": {"flashinfer": "not installed"},
         "host_us": dict.fromkeys(tables.HOST, 4.0),
@@ -114,6 +119,13 @@ def test_tables_say_what_was_measured() -> None:
     ]
     assert "| D3, us of a layer | random | in sequence |" in tables.placement(result())
     assert "| 16 bits, 32 layers | 272.0 | 272.0 |" in tables.placement(result())
+    assert tables.scores(result()).splitlines() == [
+        "| time, as a multiple of the same call's without it | 16 bits, head_dim 128 | int8 | int4 |",
+        "|---|---|---|---|",
+        "| P1, mask, at random | 1.30 | 1.30 | 1.30 |",
+        "| P1, softcap | 1.40 | 1.40 | 1.40 |",
+        "| D3, softcap | 1.10 | 1.10 | 1.10 |",
+    ]
     assert "commit 0123456, driver 1.2, CuPy 14, NVRTC 13.0; the card read at 4.60 TB/s" in tables.device(result())
 
 
@@ -134,7 +146,7 @@ def test_results_of_several_runs_are_joined(tmp_path: Path, monkeypatch: pytest.
     assert "| int4 | 200 (0.95) |" in tables.decode(whole)
     assert tables.prefill(whole) == tables.prefill(result())
     assert "- decode: commit fed, driver 1.2, CuPy 14, NVRTC 13.0; the card read at 4.50 TB/s" in tables.device(whole)
-    assert "- build, host, fused, splits, placement, prefill, peers, scale: commit 0123456, driver" in tables.device(whole)
+    assert "- build, host, fused, splits, placement, prefill, scores, peers, scale: commit 0123456, driver" in tables.device(whole)
     assert whole["summary"] == summary.of(whole)
     host = {**{k: v for k, v in later.items() if k not in ("decode", "read_ceiling_tb_per_s", "matmul_tflops")}, "host_us": {}}
     assert "\n- host: commit fed, driver 1.2, CuPy 14, NVRTC 13.0" in tables.device(join.joined([result(), host]))

@@ -7,14 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import summary, tables
 from benchmarks.peers import Form, Peer, UnfitError
+from pagedattn import reference
 
 cp = pytest.importorskip("cupy", reason="CuPy is not installed")
 
-from benchmarks import comparison, decode, host, measure, placement, prefill, scale, work_table  # noqa: E402  # they import CuPy
+from benchmarks import comparison, decode, host, measure, placement, prefill, scale, scores, work_table  # noqa: E402  # they import CuPy
 from benchmarks.measure import Effort  # noqa: E402
 
 
@@ -31,19 +33,23 @@ class Work:
         self.row, self.head_dim, self.dtype = row, head_dim, dtype
         self.kv_bytes = sum(row.seqlens_k) * row.num_kv_heads * head_dim * {None: 4, "int8": 2, "int4": 1}[kv_dtype]
 
-    def call(self, i: int = 0, num_splits: str | None = None) -> float:
+    def call(self, i: int = 0, num_splits: str | None = None, **change: Any) -> float:
         us = self.kv_bytes / 1e6 if self.row.decode else self.row.flops(self.head_dim) / 1e9
-        return us * (2 if num_splits else 1)
+        return us * (2 if num_splits else 1) * (3 if change else 1)
 
-    def error(self, out: Any = None, **keywords: Any) -> float:
-        return 0.5 if self.wrong and self.wrong in (self.row.name, *keywords.values()) else 1e-5
+    def error(self, out: Any = None, change: Any = None, **keywords: Any) -> float:
+        asked = *keywords.values(), *(() if change is None else change.keywords)
+        return 0.5 if self.wrong and self.wrong in (self.row.name, *asked) else 1e-5
 
 
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Of a run that has measured its ceilings."""
-    for module in (decode, placement, prefill, scale, comparison):
+    for module in (decode, placement, prefill, scale, scores, comparison):
         monkeypatch.setattr(module, "Workload", Work)
+    monkeypatch.setattr(scores, "cp", np)
+    monkeypatch.setattr(scores, "_masked", lambda masks: scores.Change({"mask": masks}, lambda s, *at: s))
+    monkeypatch.setattr(scores, "_sizes", lambda row: [(2, 3)])
     for name in ("events", "graph", "sustained"):
         monkeypatch.setattr(measure, name, lambda call, *given, **keywords: call(1))
     monkeypatch.setattr(measure, "give_back", lambda: None)
@@ -52,7 +58,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def run(results: dict[str, Any], effort: Effort) -> None:
-    for section in (decode.decode, decode.splits, placement.placement, prefill.prefill, comparison.peers, scale.scale):
+    for section in (decode.decode, decode.splits, placement.placement, prefill.prefill, scores.scores, comparison.peers, scale.scale):
         section(results, effort)
 
 
@@ -72,6 +78,8 @@ def test_sections_write_what_the_rest_reads(results: dict[str, Any], peers: None
     for part in ("decode", "prefill"):
         assert [f["share"] for f in results[part]] == pytest.approx([0.5] * len(results[part]))
     assert {f["us"] / f["balanced_us"] for f in results["splits"]} == {2.0}
+    assert {f["us"] / f["plain_us"] for f in results["scores"]} == {3.0}
+    assert len(results["scores"]) == 5 * (2 * 4 + 2)
     places = [(f["variant"], f["layers"], f["order"]) for f in results["placement"]]
     assert len(set(places)) == len(places) == 3 * 2 * 3
     assert {f["ratio"] for f in results["peers"] if f["peer"] == "half as fast"} == {2.0}
@@ -113,11 +121,33 @@ def test_a_quick_run_tries_every_section(results: dict[str, Any], peers: None) -
     assert {f["row"] for f in results["decode"]} == {row.name for row in work_table.DECODE}
 
 
-@pytest.mark.parametrize("wrong", ["D7", "P2", "fixed:512", "512 x 4096"])
+@pytest.mark.parametrize("wrong", ["D7", "P2", "fixed:512", "512 x 4096", "softcap", "mask"])
 def test_no_figures_on_red(wrong: str, results: dict[str, Any], peers: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Work, "wrong", wrong)
     with pytest.raises(SystemExit, match=r"relative error 5\.00e-01 against float64, more than 1e-03"):
         run(results, Effort(quick=True))
+
+
+@pytest.mark.parametrize("name", scores.CHANGES)
+def test_scores_change_as_the_calls_keywords_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "cp", np)
+    row, rng = work_table.Row("two", (3, 20), (9, 40), 4, 4), np.random.default_rng(0)
+    change = scores.CHANGES[name](row)
+    keywords, first = dict(change.keywords), 0
+    for b, (new, length) in enumerate(zip(row.seqlens_q, row.seqlens_k, strict=True)):
+        q, k, v = (5 * rng.standard_normal((n, 4, 8)) for n in (new, length, length))
+        if "mask" in keywords:
+            keywords["mask"] = change.keywords["mask"][first : first + new * length].reshape(new, length)
+            first += new * length
+        expected = reference.attention(q, k, v, **keywords).out
+        plain = reference.attention(q, k, v).out
+        for j in range(new):
+            seen = length - new + j + 1
+            s = np.einsum("hd,khd->hk", q[j], k[:seen]) * 8**-0.5
+            s = change.scores(s, slice(0, 4), b, j)
+            p = np.exp(s - s.max(axis=-1, keepdims=True))
+            np.testing.assert_allclose(np.einsum("hk,khd->hd", p / p.sum(axis=-1, keepdims=True), v[:seen]), expected[j], atol=1e-6)
+        assert np.abs(expected - plain).max() > 1e-2
 
 
 @pytest.mark.parametrize("order", work_table.ORDERS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.arguments import EXPLAIN
 
 
@@ -23,6 +25,29 @@ def test_explain(home: Path, run) -> None:
     assert steps[0]["row"].endswith("; row 1 of 2 of the shipped table")
     assert "NumPy" in run(*EXPLAIN[:-1], "cpu", "--seqlens-k", "4096")[1]
     assert not home.exists(), "nothing is compiled"
+
+
+@pytest.mark.parametrize(
+    ("options", "kernel"),
+    [
+        ((), "decode_f16_kvf16_d64_h8_s16x3_w12_flat_sm90"),
+        (("--softcap", "30"), "decode_f16_kvf16_d64_h8_s16x3_w12_flat_general_sm90"),
+        (("--alibi", "--num-splits", "3"), "decode_f16_kvf16_d64_h8_s16x3_w12_cut_general_sm90"),
+        (("--num-splits", "fixed:32"), "decode_f16_kvf16_d64_h8_s16x3_w12_cut_sm90"),
+        (("--mask",), "prefill_f16_kvf16_d64_q128_s64x2_w4_c2_parts_general_sm90"),
+        (("--mask", "--num-splits", "fixed:32"), "prefill_f16_kvf16_d64_q128_s64x2_w4_c2_whole_general_sm90"),
+    ],
+)
+def test_explain_with_options_of_the_call(options: tuple[str, ...], kernel: str, home: Path, run) -> None:
+    steps = json.loads(run(*EXPLAIN, "--seqlens-k", "4096", "--json", *options)[1])["steps"]
+    assert [step["kernel"] for step in steps] == [kernel]
+
+
+def test_explain_refuses_what_the_call_refuses(run) -> None:
+    for options, text in ((("--softcap", "-1"), "`softcap` must be"), (("--num-splits", "fixed:9"), "`num_splits` must be")):
+        status, out, err = run(*EXPLAIN, "--seqlens-k", "4096", *options)
+        assert (status, out) == (1, "")
+        assert text in err
 
 
 def test_tune_shows_the_shipped_table(home: Path, run) -> None:
