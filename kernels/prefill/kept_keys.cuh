@@ -70,16 +70,18 @@ private:
     static DEVICE void Read(u32 (&bytes)[2], const Params& p, const Tile& query, int row, int first)
     {
         const u8* const mask = query.mask + p.cp_rank;
-        const int klen = query.klen, token = query.token(row);
-        auto token_of = [&](int r) { return token + r / 2 * query.slab_step(Impl::kSlabRows) + r % 2 * Map::kRowStep; };
-        auto place_of = [&](int r) { return (i64)token_of(r) * klen + first; };
+        const int token = query.token(row);
+        auto place_of = [&](int r) {  // of the row's first key; rows behind the last one repeat it
+            const int step = r / 2 * query.slab_step(Impl::kSlabRows) + r % 2 * Map::kRowStep;
+            return (i64)min(token + step, query.qlen - 1) * query.klen;
+        };
         // a lane's rows are in the order of their tokens: all words are the mask's if those of the first and the last are
-        const bool inside = (place_of(0) >= 3) & (place_of(kRows - 1) + 4 * kWords + 4 <= (i64)query.qlen * klen);
+        const bool inside = (place_of(0) + first >= 3) & (place_of(kRows - 1) + first + 4 * kWords + 4 <= (i64)query.qlen * query.klen);
         if (p.cp_size == 1 && __all_sync(kFullWarp, inside)) {
             u32 words[kRows][kWords + 1][1], odd[kRows];
 #pragma unroll
             for (int r = 0; r < kRows; ++r) {
-                const u8* const at = mask + place_of(r);
+                const u8* const at = mask + place_of(r) + first;
                 if (first >= Impl::CTA_S) {
                     prefetch_l1(at - Impl::CTA_S);  // the next tile's
                 }
@@ -103,7 +105,7 @@ private:
             u32 next = bytes[0];
 #pragma unroll 1
             for (int r = 0; r < kRows; ++r) {
-                const u8* const at = mask + (i64)min(token_of(r), query.qlen - 1) * klen;
+                const u8* const at = mask + place_of(r);
                 u32 word = 0;
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
