@@ -48,6 +48,7 @@ def once(device: str, dtype: str, kv_dtype: str | None, head_dim: int, block_len
         {"num_splits": "fixed:256"},
         {"window_size": 50, "softcap": 20.0, "sinks": sinks},
         {"causal": False},
+        {"mask": mask_of(SEQLENS_Q, SEQLENS_K), "alibi_slopes": cp.full(num_heads, 0.1, cp.float32)},
     ):
         pa.paged_attention(q, cache, batch, return_lse=True, **keywords)
     merged, _ = pa.merge([out, out], [lse, lse])
@@ -60,6 +61,14 @@ def once(device: str, dtype: str, kv_dtype: str | None, head_dim: int, block_len
     assert np.allclose(cp.asnumpy(merged.astype(cp.float32)), cp.asnumpy(out.astype(cp.float32)), atol=1e-2)
 
 
+def mask_of(seqlens_q: list[int], seqlens_k: list[int]) -> cp.ndarray:
+    """Every second key at random, in memory that ends where the mask does: the checker sees a word that is read behind it."""
+    keys = sum(q * k for q, k in zip(seqlens_q, seqlens_k, strict=True))
+    mask = cp.ndarray((keys,), bool, cp.cuda.MemoryPointer(cp.cuda.Memory(keys), 0))
+    mask[...] = cp.random.default_rng(1).random(keys, dtype=cp.float32) < 0.5
+    return mask
+
+
 def parts(device: str, dtype: str, kv_dtype: str | None, head_dim: int) -> None:
     """New tokens at the end of a long prompt: several CTAs share the keys of each query tile."""
     cache = pa.KVCache(33, num_kv_heads=2, head_dim=head_dim, block_len=64, dtype=dtype, kv_dtype=kv_dtype, device=device)
@@ -68,9 +77,10 @@ def parts(device: str, dtype: str, kv_dtype: str | None, head_dim: int) -> None:
         batch = cache.extend([sequence], [new])
         q, k, v = (rng.standard_normal((new, n, head_dim), dtype=cp.float32).astype(dtypes.of(dtype).numpy) for n in (8, 2, 2))
         pa.append(k, v, cache, batch)
-    shared = pa.paged_attention(q, cache, batch)
-    whole = pa.paged_attention(q, cache, batch, num_splits=1)  # by the other kernel
-    assert np.allclose(cp.asnumpy(shared.astype(cp.float32)), cp.asnumpy(whole.astype(cp.float32)), atol=2e-2)
+    for keywords in ({}, {"mask": mask_of([40], [2100])}):
+        shared = pa.paged_attention(q, cache, batch, **keywords)
+        whole = pa.paged_attention(q, cache, batch, num_splits=1, **keywords)  # by the other kernel
+        assert np.allclose(cp.asnumpy(shared.astype(cp.float32)), cp.asnumpy(whole.astype(cp.float32)), atol=2e-2)
 
 
 def long(device: str, dtype: str) -> None:
