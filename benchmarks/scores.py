@@ -84,7 +84,7 @@ ROWS = {
 
 def scores(results: dict[str, Any], effort: Effort) -> None:
     """Every change on its rows, microseconds; prefill sustained, decode in a replayed graph."""
-    print(f"\nscores that change, us (times the plain call's){'':17}" + "".join(f"{name:>24}" for name in CHANGES))
+    print(f"\nscores that change, us (times the plain call's){'':14}" + "".join(f"{name:>24}" for name in CHANGES))
     for variant in VARIANTS[:1] if effort.quick else VARIANTS:
         for row, names in ROWS.items():
             work = Workload(row, *variant)

@@ -132,7 +132,11 @@ def _shape(command: argparse.ArgumentParser) -> None:
 
 
 def _splits(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
+    """A number of cuts; anything else is for the call to judge."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -151,11 +151,11 @@ def _mask(extras: Extras, x: Any, batch: Batch) -> None:
     total = int(sizes.sum())
     if tuple(found.shape) != (total,) or found.dtype.name not in ("bool", "uint8"):
         raise ArgumentError(
-            f"`mask` must be bool of shape ({total},): for each sequence its seqlens_q x seqlens_k entries, row by row; "
+            f"`mask` must be bool of shape ({total},), flat: for each sequence its seqlens_q x seqlens_k entries, row by row; "
             f"got {found.dtype} {tuple(found.shape)}."
         )
     key = "mask_starts", sizes.tobytes()  # a batch's lengths may be assigned anew, and a captured graph still reads the old ones
     starts = batch.notes.get(key)
     if starts is None:
         starts = batch.notes[key] = batch.device.asarray(np.cumsum(sizes) - sizes)
-    extras.mask, extras.mask_starts = batch.device.asarray(found, bool), starts  # kernels count on bytes of 0 and 1
+    extras.mask, extras.mask_starts = batch.device.asarray(found), starts

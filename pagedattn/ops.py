@@ -80,7 +80,7 @@ def paged_attention(
     alibi_slopes : array (num_heads) float32, optional
         slope * (key position - query position) is added to the scores, after `softcap`. For keys before the query that is FlashAttention's
         ALiBi; keys after it (`causal` False) gain where FlashAttention's lose. Finite; on a GPU nobody looks whether they are.
-    mask : bool array (sum of seqlens_q * seqlens_k), optional
+    mask : bool (or uint8, where 0 hides) array (sum of seqlens_q * seqlens_k), optional
         Which keys each query may see, as for a tree of drafted tokens: for each sequence its seqlens_q x seqlens_k entries, row by row, one
         sequence after the other. `causal` and `window_size` hold besides. Where tokens of a tree stand is told to the rope: `Rope.at`.
     sinks : array (num_heads) float32, optional

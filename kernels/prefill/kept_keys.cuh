@@ -1,4 +1,4 @@
-// Which keys of a tile the caller's mask keeps: bytes of 0 and 1, read as aligned words, become bits in two registers.
+// Which keys of a tile the caller's mask keeps: its bytes, read as aligned words, become bits in two registers.
 #pragma once
 
 #include "core/context.cuh"
@@ -16,14 +16,14 @@ class KeptKeys {
     static_assert(kBits <= 8);
     static constexpr u32 kAll = 0x01010101u * ((1 << kBits) - 1);
 
-    u32 bits_[2];  // see Bit
+    u32 bits_[2];  // see Word and Bit
 
 public:
-    // Of the tile from key0 on. Returns whether a row of the warp keeps any.
+    // Of the tile from key0 on. Returns false if no row of the warp keeps any.
     template<class Params, class Tile>
     DEVICE bool Find(const Params& p, const Tile& query, int warp_row, int key0, int lane)
     {
-        const int n = Map::key(lane) / 2;  // of the row's lanes
+        const int n = Map::key(lane) / 2;  // which of the row's four lanes
         u32 bytes[2] = {0, 0};
         Read(bytes, p, query, warp_row + Map::row(lane), key0 + 4 * kWords * n);
         if (kWords == 1) {  // two lanes have the 8 keys of a pair array: one of them the first half of each pair of lanes, one the second
@@ -47,22 +47,30 @@ public:
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
                     float& s = frag_s[i][j][e];
-                    s = bits_[kWords == 4 ? j / 2 % 2 : j % 2] >> Bit(2 * i + e / 2, j, e % 2) & 1 ? s : negative_infinity();
+                    s = bits_[Word(j)] >> Bit(2 * i + e / 2, j, e % 2) & 1 ? s : negative_infinity();
                 }
             }
         }
     }
 
 private:
-    // Which bit is of row r of the lane, pair array j, element e of a pair. Halves are of the first and the last 8 lanes' keys, bytes of e.
+    // Which word has pair array j: what the first and third lane of a row read, or the second and fourth; of 16 keys both have all.
+    static constexpr int Word(int j) { return kWords == 4 ? j / 2 % 2 : j % 2; }
+
+    // Which bit is of row r of the lane, pair array j, element e of a pair. A half of the word is of the first or the second half of the tile's keys,
+    // a byte of e.
     static constexpr int Bit(int r, int j, int e)
     {
         const int half = kWords == 4 ? j / 4 : kWords == 2 ? j / 2 : j, second = kWords == 4 ? j % 2 : 0;
         return 16 * half + 8 * e + kBits - 1 - second * kRows - r;
     }
 
-    // The bytes of a word become the next bits of the bytes of `bits`.
-    static DEVICE void Add(u32& bits, u32 word) { bits += bits + word; }
+    // Whether a byte of the word is not 0 becomes the next bit of that byte of `bits`.
+    static DEVICE void Add(u32& bits, u32 word)
+    {
+        const u32 nonzero = ((word & 0x7f7f7f7fu) + 0x7f7f7f7fu) | word;  // in the bytes' upper bits
+        bits += bits + (nonzero >> 7 & 0x01010101u);
+    }
 
     // Of the lane's rows, from `row` on, and keys, from `first` on; those of keys behind the last one may be anything. Words take turns: their bytes
     // are of keys 2 t, 2 t + 1 of eight for lanes t = 0 and 1, and for lanes 2 and 3.
@@ -75,7 +83,8 @@ private:
             const int step = r / 2 * query.slab_step(Impl::kSlabRows) + r % 2 * Map::kRowStep;
             return (i64)min(token + step, query.qlen - 1) * query.klen;
         };
-        // a lane's rows are in the order of their tokens: all words are the mask's if those of the first and the last are
+        // A lane's rows are in the order of their tokens: all words are the mask's if those of the first and the last are. They begin up to 3 bytes
+        // before the lane's keys, and there is one more than the keys fill.
         const bool inside = (place_of(0) + first >= 3) & (place_of(kRows - 1) + first + 4 * kWords + 4 <= (i64)query.qlen * query.klen);
         if (p.cp_size == 1 && __all_sync(kFullWarp, inside)) {
             u32 words[kRows][kWords + 1][1], odd[kRows];

@@ -74,8 +74,8 @@ struct PrefillMainloop<arch::Sm80, Impl_, TileSource, kWarps> {
 private:
     using Cut = CutTile<Impl, kRows>;
 
-    // Scores of a tile, cut or whole. Returns how many keys, from the first one on, hold all that rows of the warp keep: a tile's, half of them,
-    // or none.
+    // Scores of a tile, cut or whole. Returns how many keys, from the first one on, hold all that rows of the warp keep: a tile's, half of them
+    // (plain kernels only), or none; adjusted ones have set no scores then.
     template<class Params>
     static DEVICE int ComputeScores(typename Impl::FragS& frag_s, const Params& p, const Tile& query,
                                     const typename Impl::SmemIterQ& iter_q, u32 k, int key0, bool whole, int thread)

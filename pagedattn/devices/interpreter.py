@@ -95,7 +95,7 @@ class InterpreterDevice(Device):
 
     def asarray(self, x: Any, dtype: Any = None) -> Array:
         result = np.ascontiguousarray(x, dtype)
-        if result.ctypes.data % 16:
+        if result.ctypes.data % 16 and result.dtype != np.bool_:  # masks may begin at any byte
             copy = _aligned(result.shape, result.dtype)
             copy[...] = result
             return copy

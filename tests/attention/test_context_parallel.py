@@ -46,6 +46,7 @@ ROWS: tuple[tuple[int, Case, tuple[str, ...]], ...] = (
     (3, Case("full", "no causal mask", LENGTHS, keywords={"causal": False, "window_size": 50}, **SMALL), TURING),
     (3, Case("alibi", "distances are the sequence's own", LENGTHS, alibi=0.5, keywords={"softcap": 9.0}, sinks=True, **SMALL), ALL),
     (2, Case("mask", "a mask of the caller's, of every rank's keys", LENGTHS, mask="random", sinks=True, **SMALL), ALL),
+    (3, Case("mask-tiles", "whole tiles of queries and of a rank's keys", ((64, 300), (33, 200)), mask="random", **SMALL), ALL),
     (
         3,
         Case("rope", "positions are the sequence's own", LENGTHS, rope=YARN, biases=True, logn=30, append=True, **SMALL),

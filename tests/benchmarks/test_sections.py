@@ -79,7 +79,10 @@ def test_sections_write_what_the_rest_reads(results: dict[str, Any], peers: None
         assert [f["share"] for f in results[part]] == pytest.approx([0.5] * len(results[part]))
     assert {f["us"] / f["balanced_us"] for f in results["splits"]} == {2.0}
     assert {f["us"] / f["plain_us"] for f in results["scores"]} == {3.0}
-    assert len(results["scores"]) == 5 * (2 * 4 + 2)
+    timed = [(f["variant"], f["row"], f["change"]) for f in results["scores"]]
+    assert len(set(timed)) == len(timed) == 5 * (2 * 4 + 2)
+    assert {row for _, row, _ in timed} == {"P1", "P2", "D3"}
+    assert {change for _, row, change in timed if row == "D3"} == {"softcap", "ALiBi"}  # with a mask, decode is prefill's
     places = [(f["variant"], f["layers"], f["order"]) for f in results["placement"]]
     assert len(set(places)) == len(places) == 3 * 2 * 3
     assert {f["ratio"] for f in results["peers"] if f["peer"] == "half as fast"} == {2.0}
@@ -144,10 +147,26 @@ def test_scores_change_as_the_calls_keywords_say(name: str, monkeypatch: pytest.
         for j in range(new):
             seen = length - new + j + 1
             s = np.einsum("hd,khd->hk", q[j], k[:seen]) * 8**-0.5
-            s = change.scores(s, slice(0, 4), b, j)
+            s = np.concatenate([change.scores(s[heads], heads, b, j) for heads in (slice(0, 2), slice(2, 4))])
             p = np.exp(s - s.max(axis=-1, keepdims=True))
             np.testing.assert_allclose(np.einsum("hk,khd->hd", p / p.sum(axis=-1, keepdims=True), v[:seen]), expected[j], atol=1e-6)
         assert np.abs(expected - plain).max() > 1e-2
+
+
+def test_what_scores_change_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "cp", np)
+    row = work_table.Row("one", (8,), (64,), 8, 8)
+    assert scores.alibi(row).keywords["alibi_slopes"].tolist() == [2.0**-n for n in range(1, 9)]
+    random, documents = (change(row).keywords["mask"].reshape(8, 64) for change in (scores.random_mask, scores.documents))
+    assert random[np.arange(8), np.arange(56, 64)].all(), "its own key"
+    assert 0.3 < random.mean() < 0.7
+    assert np.array_equal(documents, np.broadcast_to(np.arange(64) >= 56, (8, 64)))
+
+
+def test_a_run_has_the_sections_that_results_are_joined_by() -> None:
+    from benchmarks import __main__, join
+
+    assert list(__main__.SECTIONS) == list(join.SECTIONS)
 
 
 @pytest.mark.parametrize("order", work_table.ORDERS)

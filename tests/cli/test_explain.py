@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,14 @@ def test_explain(home: Path, run) -> None:
 def test_explain_with_options_of_the_call(options: tuple[str, ...], kernel: str, home: Path, run) -> None:
     steps = json.loads(run(*EXPLAIN, "--seqlens-k", "4096", "--json", *options)[1])["steps"]
     assert [step["kernel"] for step in steps] == [kernel]
+    cut = dict(pairwise(options)).get("--num-splits")
+    told = f"every sequence cut by num_splits={int(cut) if cut and cut.isdigit() else cut!r}"
+    assert (told in steps[0]["reason"]) == (cut is not None and "--mask" not in options)
 
 
 def test_explain_refuses_what_the_call_refuses(run) -> None:
-    for options, text in ((("--softcap", "-1"), "`softcap` must be"), (("--num-splits", "fixed:9"), "`num_splits` must be")):
+    bad = (("--softcap", "-1"), ("--softcap", "nan"), ("--num-splits", "fixed:9"), ("--num-splits", "\u00b2"), ("--num-splits", "-3"))
+    for options, text in ((x, f"`{x[0][2:].replace('-', '_')}` must be") for x in bad):
         status, out, err = run(*EXPLAIN, "--seqlens-k", "4096", *options)
         assert (status, out) == (1, "")
         assert text in err
