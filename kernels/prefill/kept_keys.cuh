@@ -26,7 +26,7 @@ public:
         const int n = Map::key(lane) / 2;  // which of the row's four lanes
         u32 bytes[2] = {0, 0};
         Read(bytes, p, query, warp_row + Map::row(lane), key0 + 4 * kWords * n);
-        if (kWords == 1) {  // two lanes have the 8 keys of a pair array: one of them the first half of each pair of lanes, one the second
+        if (kWords == 1) {  // a lane read 4 of a pair array's 8 keys: the first 4 are those of lanes 0 and 1, the others those of 2 and 3
             bytes[1] = n % 2 ? bytes[0] : 0;
             bytes[0] = n % 2 ? 0 : bytes[0];
         }
