@@ -296,16 +296,18 @@ class KernelSpec(Footprint):
         return {**alone, **plain} if self.op == "varlen" else plain
 
     @property
-    def compact(self) -> bool:
-        """Decode: whether code stands once that would be faster twice: in the kernels that would else take the longest to compile.
+    def joins(self) -> bool:
+        """Decode: whether parts of a tile that follow each other in one block are copied as one, by code of its own.
 
-        >>> [KernelSpec("decode", kv_dtype="int8", head_dim=256, fused=fused).compact for fused in (False, True)]
-        [False, True]
+        It is faster, and takes longer to compile: not in the kernels that would else take the longest.
+
+        >>> [KernelSpec("decode", kv_dtype="int8", head_dim=256, fused=fused).joins for fused in (False, True)]
+        [True, False]
         """
         if self.family != "sm80" or self.op != "decode":
-            return False
+            return True
         more = self.quantised + self.general + self.fused + (self.splits == "cut")
-        return (self.heads or 0) * self.head_dim > 1024 and more > 1
+        return (self.heads or 0) * self.head_dim <= 1024 or more <= 1
 
     @property
     def template(self) -> str:

@@ -5,7 +5,7 @@
 #include "ptx/memory.cuh"
 #include "smem/swizzle.cuh"
 
-template<class Arch, class Impl, class CacheIterFactory, int kStages, int kWarps, bool kCompact>
+template<class Arch, class Impl, class CacheIterFactory, int kStages, int kWarps>
 struct DecodeMainloop;
 
 template<class Impl>

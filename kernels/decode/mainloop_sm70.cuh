@@ -6,8 +6,8 @@
 #include "decode/mainloop.cuh"
 #include "iterator/gmem_warp_sm70.cuh"
 
-template<class Impl_, class CacheIterFactory, int kStages, int kWarps, bool kCompact>
-struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages, kWarps, kCompact>: DecodeQueries<Impl_> {
+template<class Impl_, class CacheIterFactory, int kStages, int kWarps>
+struct DecodeMainloop<arch::Sm70, Impl_, CacheIterFactory, kStages, kWarps>: DecodeQueries<Impl_> {
     using Impl = Impl_;
     using T = typename Impl::T;
     using DecodeQueries<Impl>::query_of;

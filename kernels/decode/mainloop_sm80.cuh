@@ -7,8 +7,8 @@
 #include "iterator/gmem_sm80.cuh"
 #include "ptx/launch.cuh"
 
-template<class Impl_, class CacheIterFactory, int kStages, int kWarps, bool kCompact>
-struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCompact>: DecodeQueries<Impl_> {
+template<class Impl_, class CacheIterFactory, int kStages, int kWarps>
+struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps>: DecodeQueries<Impl_> {
     using Impl = Impl_;
     using T = typename Impl::T;
     using DecodeQueries<Impl>::query_of;
@@ -64,10 +64,10 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
         PrefetchQ(p, place, lane_id);
         u32 to_fill = smem_ring, slot = smem_ring;  // places of the tile to load and of the one to compute
         // Copies a tile into its place, then looks one tile further, so that the block index is there when it is needed.
-        auto prefetch = [&](bool joins) {
+        auto prefetch = [&]() {
             const int lane = Impl::kFewRegisters ? opaque_id(lane_id) : lane_id;
             const u32 next = after(to_fill, smem_ring);
-            if (CacheIter::kParts > 1 && joins && cache.Joined() && !ahead.last()) {  // most tiles: few branches
+            if (CacheIter::kParts > 1 && cache.Joined() && !ahead.last()) {  // most tiles: few branches
                 Copy<true>(gmem_k, gmem_v, cache, lane, to_fill, p.l2_policy);
                 ++ahead.tile;
                 cache.SetTile(ahead.first() + ahead.tile, ahead.len);
@@ -84,37 +84,36 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
             to_fill = next;
             cp_async_commit_group();
         };
-        int sent = 0;  // tiles; the ring is filled here or, compact, by the first turn of the loop, which has read the queries then
-        if constexpr (!kCompact) {
-#pragma unroll 1
-            for (; sent < kStages - 1; ++sent) {
-                prefetch(false);
-            }
-        }
 
+        // The first tiles are sent for by the loop's own code, which then stands once, and before a query is waited for.
         State state;
         typename Impl::Query query;
-        for (; !place.done(); place.leave(segment_of<Place>(slot, smem_ring)), place.unify()) {
-            if (place.entered()) {
-                int heads;
-                const T* const q = query_of(p, place, heads);
-                Impl::LoadQ(query, smem_q, q, heads, p, lane_id / 4, lane_id % 4);
+        int sent = 0;  // tiles
+        while (!place.done()) {
+            if (sent >= kStages - 1) {  // a piece begins
+                if (place.entered()) {
+                    int heads;
+                    const T* const q = query_of(p, place, heads);
+                    Impl::LoadQ(query, smem_q, q, heads, p, lane_id / 4, lane_id % 4);
+                }
+                state.Clear();
+                place.enter(p);
             }
-            state.Clear();
-            place.enter(p);
             const int first = place.tile;
             do {
                 const int lane = Impl::kFewRegisters ? opaque_id(lane_id) : lane_id, g = lane / 4, t = lane % 4;
-                do {
-                    if (Impl::kEager) {
-                        prefetch(true);
-                    }
-                    cp_async_wait_group<kStages - (Impl::kEager ? 1 : 2)>();
+                if (!Impl::kEager) {
+                    cp_async_wait_group<kStages - 2>();
                     __syncwarp();
-                    if (!Impl::kEager) {
-                        prefetch(true);
-                    }
-                } while (++sent < kStages && kCompact);
+                }
+                prefetch();
+                if (++sent < kStages) {
+                    break;  // the ring has room for more
+                }
+                if (Impl::kEager) {
+                    cp_async_wait_group<kStages - 1>();
+                    __syncwarp();
+                }
 
                 const int from = place.from(), to = place.to();
                 bool fresh = place.tile == first;
@@ -136,11 +135,16 @@ struct DecodeMainloop<arch::Sm80, Impl_, CacheIterFactory, kStages, kWarps, kCom
                     __syncwarp();  // the tile is used up; with none left, the ring may become the piece's place
                 }
             } while (!place.paused());
+            if (sent < kStages) {
+                continue;
+            }
             Impl::Finish(state);
             if (!Impl::kEager) {
                 __syncwarp();  // the ring may become the piece's place
             }
             finish(state, place, first);
+            place.leave(segment_of<Place>(slot, smem_ring));
+            place.unify();
         }
     }
 };
