@@ -29,7 +29,7 @@ def peers(results: dict[str, Any], effort: Effort) -> None:
     for row, head_dim in rows:
         work = Workload(row, head_dim)
         check(work, f"d{head_dim}")
-        ours = measure.graph(work.call, repeat=effort.repeat, least=work.layers) if row.decode else measure.sustained(work.call, effort)
+        ours = measure.of(work, effort)
         figures.append(_figure(OURS, results["pagedattn"], True, "paged", work, ours, results))
         print(f"  {row.name} d{head_dim}: {_text(figures[-1])}", flush=True)
         for peer in found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from benchmarks import measure
@@ -25,7 +24,7 @@ def decode(results: dict[str, Any], effort: Effort) -> None:
             work = Workload(row, *variant)
             check(work, name_of(*variant))
             between = measure.events(work.call, repeat=effort.repeat)
-            replayed = measure.graph(work.call, repeat=effort.repeat, least=work.layers)
+            replayed = measure.of(work, effort)
             share = work.kv_bytes / replayed * 1e6 / ceiling
             figures = {"row": row.name, "variant": name_of(*variant), "events_us": between, "graph_us": replayed, "share": share}
             results.setdefault("decode", []).append(figures)
@@ -42,13 +41,13 @@ def splits(results: dict[str, Any], effort: Effort) -> None:
         for row in (row for row in DECODE if row.name in CUT_ROWS):
             work = Workload(row, *variant)
             check(work, name_of(*variant))
-            balanced = measure.graph(work.call, repeat=effort.repeat, least=work.layers)
+            balanced = measure.of(work, effort)
             taken = []
             for keys in CUTS:
                 cut = f"fixed:{keys}"
                 check(work, f"{name_of(*variant)} {cut}", num_splits=cut)
-                taken.append(measure.graph(partial(work.call, num_splits=cut), repeat=effort.repeat, least=work.layers))
-            balanced = min(balanced, measure.graph(work.call, repeat=effort.repeat, least=work.layers))  # what comes first may find it cold
+                taken.append(measure.of(work, effort, num_splits=cut))
+            balanced = min(balanced, measure.of(work, effort))  # what comes first may find it cold
             for keys, us in zip(CUTS, taken, strict=True):
                 figures = {"row": row.name, "variant": name_of(*variant), "keys": keys, "us": us, "balanced_us": balanced}
                 results.setdefault("splits", []).append(figures)

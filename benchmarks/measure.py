@@ -7,10 +7,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import cupy as cp
 import numpy as np
+
+if TYPE_CHECKING:
+    from benchmarks.work_table import Workload
 
 _READ = cp.RawKernel(
     r"""
@@ -123,6 +127,12 @@ def sustained(call: Callable[[int], Any], effort: Effort) -> float:
             i += 1
         cp.cuda.Device().synchronize()
     return events(call, repeat=effort.repeat, warmup=min(5, chunk))
+
+
+def of(work: Workload, effort: Effort, **keywords: Any) -> float:
+    """Microseconds of a workload's call with `keywords`: decode in a replayed graph that reads every layer, prefill sustained."""
+    call = partial(work.call, **keywords)
+    return graph(call, repeat=effort.repeat, least=work.layers) if work.row.decode else sustained(call, effort)
 
 
 def host(call: Callable[[], Any], calls: int = 1000) -> float:

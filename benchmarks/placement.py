@@ -38,7 +38,7 @@ def measured(row: Row, variant: Variant, layers: int | None, order: str, effort:
     """Microseconds of one layer."""
     work = Workload(row, *variant, layers=layers, order=order)
     check(work, f"{name_of(*variant)}, blocks {order}")
-    us = measure.graph(work.call, repeat=effort.repeat, least=work.layers)
+    us = measure.of(work, effort)
     figures = {"row": row.name, "variant": name_of(*variant), "layers": work.layers, "order": order, "us": us}
     del work
     measure.give_back()

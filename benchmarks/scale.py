@@ -66,11 +66,10 @@ def measured(point: Point, kv_dtype: str | None, ceiling: float, effort: Effort)
     work = Workload(point.row, point.head_dim, point.block_len, kv_dtype=kv_dtype)
     check(work, kv_dtype or "float16")
     figures: dict[str, Any] = {"x": point.x, "kv": kv_dtype or "float16"}
+    figures["us"] = measure.of(work, effort)
     if point.row.decode:
-        figures["us"] = measure.graph(work.call, repeat=effort.repeat, least=work.layers)
         figures["floor_us"] = work.kv_bytes / ceiling / 1e6
     else:
-        figures["us"] = measure.sustained(work.call, effort)
         figures["tflops"] = point.row.flops(point.head_dim) / figures["us"] / 1e6
     del work
     measure.give_back()

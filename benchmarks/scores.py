@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import cupy as cp
@@ -89,19 +88,14 @@ def scores(results: dict[str, Any], effort: Effort) -> None:
         for row, names in ROWS.items():
             work = Workload(row, *variant)
             check(work, name_of(*variant))
-            plain = _timed(work, effort)
+            plain = measure.of(work, effort)
             cells = []
             for name in names:
                 change = CHANGES[name](row)
                 check(work, f"{name_of(*variant)} {name}", change=change)
-                us = _timed(work, effort, **change.keywords)
+                us = measure.of(work, effort, **change.keywords)
                 figures = {"row": row.name, "variant": name_of(*variant), "change": name, "us": us, "plain_us": plain}
                 results.setdefault("scores", []).append(figures)
                 cells.append(f"{us:9.1f} ({us / plain:.2f})")
             print(f"  {name_of(*variant):24}{row.name:4}{plain:10.1f}{'':21}" + "".join(f"{c:>24}" for c in cells), flush=True)
         measure.give_back()
-
-
-def _timed(work: Workload, effort: Effort, **keywords: Any) -> float:
-    call = partial(work.call, **keywords)
-    return measure.graph(call, repeat=effort.repeat, least=work.layers) if work.row.decode else measure.sustained(call, effort)
