@@ -61,12 +61,29 @@ def once(device: str, dtype: str, kv_dtype: str | None, head_dim: int, block_len
     assert np.allclose(cp.asnumpy(merged.astype(cp.float32)), cp.asnumpy(out.astype(cp.float32)), atol=1e-2)
 
 
-def mask_of(seqlens_q: list[int], seqlens_k: list[int]) -> cp.ndarray:
-    """Every second key at random, in memory that ends where the mask does: the checker sees a word that is read behind it."""
+def mask_of(seqlens_q: list[int], seqlens_k: list[int], kept: float = 0.5) -> cp.ndarray:
+    """So many keys at random, in memory that ends where the mask does: the checker sees a word that is read behind it."""
     keys = sum(q * k for q, k in zip(seqlens_q, seqlens_k, strict=True))
     mask = cp.ndarray((keys,), bool, cp.cuda.MemoryPointer(cp.cuda.Memory(keys), 0))
-    mask[...] = cp.random.default_rng(1).random(keys, dtype=cp.float32) < 0.5
+    mask[...] = cp.random.default_rng(1).random(keys, dtype=cp.float32) < kept
     return mask
+
+
+def masked(device: str, dtype: str, kv_dtype: str | None, head_dim: int) -> None:
+    """Sequences that are long enough for the kernel that looks for what a mask keeps: much, little, or nothing."""
+    new, tokens = [130, 3, 64], [1101, 3, 77]
+    cache = pa.KVCache(24, num_kv_heads=2, head_dim=head_dim, block_len=64, dtype=dtype, kv_dtype=kv_dtype, device=device)
+    rng, element = cp.random.default_rng(0), dtypes.of(dtype).numpy
+    q, k, v = (
+        rng.standard_normal((n, heads, head_dim), dtype=cp.float32).astype(element)
+        for n, heads in ((sum(new), 8), (sum(tokens), 2), (sum(tokens), 2))
+    )
+    whole = cache.extend([cache.new_sequence() for _ in tokens], tokens)
+    pa.append(k, v, cache, whole)
+    batch = pa.Batch(whole.block_table, new, tokens, device=device)
+    for kept, causal in ((0.5, True), (1e-4, False), (0.0, False)):
+        out = pa.paged_attention(q, cache, batch, mask=mask_of(new, tokens, kept), causal=causal)
+        assert bool(cp.isfinite(out.astype(cp.float32)).all())
 
 
 def parts(device: str, dtype: str, kv_dtype: str | None, head_dim: int) -> None:
@@ -104,6 +121,7 @@ def main() -> None:
             once(device, dtype, kv_dtype, head_dim, block_len, num_heads)
             cp.cuda.Device().synchronize()
         parts(device, dtype, kv_dtype, head_dim)
+        masked(device, dtype, kv_dtype, head_dim)
         cp.cuda.Device().synchronize()
         print(dtype, kv_dtype or dtype, head_dim, flush=True)
     for dtype in dtypes_here:

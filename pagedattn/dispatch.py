@@ -96,7 +96,9 @@ def select(problem: Problem, device: Target) -> list[Launch]:
         values = {**_cache_values(problem, device), **_query_values(problem)}
         if problem.op == "varlen" or (problem.extras is not None and problem.extras.mask is not None):  # not for decode
             values.update(cu_seqlens_q=device.address(batch.cu_seqlens_q), single_queries=1)
-            return [_prefill(problem, device, values)] if batch.num_tokens else []
+            if not batch.num_tokens:
+                return []
+            return [*_ranges(problem, device, values), _prefill(problem, device, values)]
         launches = []
         if batch.num_decode:
             launches.append(_decode(problem, device, values))
@@ -111,6 +113,13 @@ def select(problem: Problem, device: Target) -> list[Launch]:
     if problem.q is not None:  # queries pass through on their way to attention
         values.update(q_stride=_token_stride(problem.q), out_stride=_token_stride(problem.out), num_heads=problem.q.shape[1])
     return [Launch(spec, rows, params.pack(**values, num_tokens=rows))]
+
+
+def ranges_spec(device: Target) -> KernelSpec:
+    """The kernel that finds the keys that a mask keeps."""
+    assert device.arch is not None
+    assert device.source is not None
+    return spec_for("ranges", "float16", "float16", 128, device.arch.name, device.source.name)
 
 
 def merge(dtype: str, head_dim: int, device: Target, values: dict[str, Any]) -> Launch:
@@ -208,6 +217,7 @@ def specs_of(layout: BlockLayout, num_heads: int, arch: Arch, source: Arch, mode
             for general in ((False, True) if one_pack else (True,))
         ),
         spec_for("merge", layout.dtype, layout.dtype, layout.head_dim, arch.name, source.name),
+        spec_for("ranges", "float16", "float16", 128, arch.name, source.name),
     ]
 
 
@@ -292,6 +302,14 @@ def _decode(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:
         l2_policy=params.EVICT_FIRST if once else params.EVICT_NORMAL,
     )
     return Launch(spec, grid, packed, room, segments if splits else grid * spec.sent_words)
+
+
+def _ranges(problem: Problem, device: Target, values: dict[str, Any]) -> list[Launch]:
+    """What finds the keys that a mask keeps, where there is room for them."""
+    if problem.extras is None or problem.extras.mask_ranges is None:
+        return []
+    size, entries, _ = problem.extras.mask_ranges.shape
+    return [Launch(ranges_spec(device), size * entries, params.pack(**values))]
 
 
 def _prefill(problem: Problem, device: Target, values: dict[str, Any]) -> Launch:

@@ -14,7 +14,8 @@ from pagedattn.arrays import adopt, stream_of
 from pagedattn.batch import Batch
 from pagedattn.cache import KVCache
 from pagedattn.errors import ArgumentError, PagedAttnError
-from pagedattn.extras import resolve
+from pagedattn.extras import ranges_shape, resolve
+from pagedattn.footprint import RANGE_QUERIES
 from pagedattn.fusion import why_not
 from pagedattn.layout import BlockLayout
 from pagedattn.ops import paged_attention
@@ -122,6 +123,10 @@ def _explained(call: _Call, cache: KVCache, batch: Batch, num_splits: Any) -> Ex
         reads = f"reads K and V once for {min(group, spec.heads or 0)} of {group} heads ({packs} packs)"
         writes = "writes the rows of k and v and " if call.fused else ""
         steps.append(Step(spec, grid, f"{counts}; decode {writes}{reads}; {how}", _row(spec, device)))
+    if call.masked and batch.num_tokens and (shape := ranges_shape(batch)):
+        entries = shape[0] * shape[1]
+        reason = f"ranges first: of the keys that the mask keeps for {RANGE_QUERIES} neighbouring queries of a sequence, a CTA for each"
+        steps.append(Step(dispatch.ranges_spec(device), entries, reason))
     if batch.num_prefill or (call.masked and batch.num_decode):
         chosen = dispatch.plan_prefill(device, layout, call.num_heads, batch, call.splits, adjusted=call.adjusted, cp=call.cp)  # type: ignore[arg-type]
         spec, tiles, pack, parts = chosen

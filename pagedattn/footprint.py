@@ -8,6 +8,7 @@ from pagedattn import dtypes
 TILED = ("prefill", "varlen")  # CTAs that own a tile of queries
 STATIC_SHARED_BYTES = 2048  # what the templates declare statically never passes this; the tests compare it with ptxas
 MERGED_BYTES = 32  # of a thread's sum of pieces: m, l and four dims, aligned to 16
+RANGE_QUERIES = 64  # which share a range of the keys that a mask keeps
 GROUP_KEYS = 512  # decode with cuts: the most keys that are summed up before they meet others
 _LINE_BYTES = 128
 _PROBABILITY_ROW_BYTES = 96  # of one head in m8n8k4's decode: 32 keys in T, and what keeps rows in different banks
@@ -104,6 +105,11 @@ class Footprint:
             if (self.warps or 0) * own <= self._room:
                 return pieces
         return 0
+
+    @property
+    def range_queries(self) -> int:
+        """Queries that share a range of the keys that a mask keeps."""
+        return RANGE_QUERIES
 
     @property
     def group_keys(self) -> int:

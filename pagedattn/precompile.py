@@ -192,8 +192,9 @@ def _selected(
     for name in kv_dtypes or ():
         KernelSpec(op="append", dtype="bfloat16" if name == "bfloat16" else "float16", kv_dtype=name)  # refuses what no kernel stores
     specs = shipped([a.name for a in wanted], dtypes, head_dims, ops)
+    readers = [s for s in specs if s.op != "ranges"]
     for name in kv_dtypes or ():
-        if not any(_serves(s, [name]) for s in specs):
+        if readers and not any(_serves(s, [name]) for s in readers):
             raise ArgumentError(_why_none(name, wanted, dtypes, ops))
     if kv_dtypes is not None:
         specs = [s for s in specs if _serves(s, kv_dtypes)]
@@ -212,7 +213,10 @@ def _why_none(kv_dtype: str | None, wanted: list[Arch], dtypes: list[Any] | None
 
 
 def _serves(spec: KernelSpec, kv_dtypes: list[str | None]) -> bool:
-    """Whether caches of these types call for a kernel. merge touches no cache: it follows attention over any that goes with its dtype."""
+    """Whether caches of these types call for a kernel. merge and ranges touch no cache: merge follows attention over any that goes with its
+    dtype, and ranges comes before any."""
+    if spec.op == "ranges":
+        return True
     stored = {spec.dtype if name is None else name for name in kv_dtypes}
     return not stored.isdisjoint((spec.dtype, *CODES) if spec.op == "merge" else (spec.kv_dtype,))
 

@@ -37,6 +37,8 @@ class Extras:
         A byte for each (query, key) of each sequence.
     mask_starts : int64 array (batch_size), optional
         Where each sequence's bytes begin.
+    mask_ranges : int32 array (batch_size, entries, 2), optional
+        Room for what the kernel "ranges" finds in it. None: prefill reads all keys.
     finished : bool array (batch_size), optional
         Sequences to skip.
     memo : dict of str to bytes
@@ -56,6 +58,7 @@ class Extras:
     alibi_scale: float = 1.0
     mask: Any = None
     mask_starts: Any = None
+    mask_ranges: Any = None
     finished: Any = None
     memo: dict[str, bytes] = field(default_factory=dict)
 

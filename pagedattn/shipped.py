@@ -23,22 +23,23 @@ def shipped(
     Where `dtypes_` is None, targets below sm_80 get float16 only.
 
     >>> len(shipped(["sm_90"], ["float16"], [128]))
-    67
+    68
     """
     targets = [a.name for n, a in archs.ARCHS.items() if n >= archs.OLDEST] if archs_ is None else archs_
     types = None if dtypes_ is None else tuple(dtypes_)
     dims = tuple(HEAD_DIMS if head_dims is None else head_dims)
     chosen = tuple(OPS if ops is None else ops)
     stored = tuple(KV_DTYPES if kv_dtypes is None else kv_dtypes)
-    return [
+    specs = (
         spec
         for target in targets
         for dtype in (_types(target) if types is None else types)
         for dim in dims
         for op in chosen
-        for kv_dtype in (stored if op not in ("varlen", "merge") else (None,))
+        for kv_dtype in (stored if op not in ("varlen", "merge", "ranges") else (None,))
         for spec in _variants(op, dtype, kv_dtype, dim, target)
-    ]
+    )
+    return list(dict.fromkeys(specs))
 
 
 def _types(target: str) -> tuple[str, ...]:

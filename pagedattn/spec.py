@@ -14,7 +14,7 @@ from pagedattn.footprint import TILED, Footprint
 from pagedattn.layout import HEAD_DIMS
 from pagedattn.values import flag, whole
 
-OPS = ("decode", "prefill", "varlen", "append", "gather", "merge")
+OPS = ("decode", "prefill", "varlen", "append", "gather", "merge", "ranges")
 HEAD_PACKS = (8, 16)
 SPLITS = ("flat", "cut")  # of decode
 TILE_SPLITS = ("whole", "parts")  # of prefill and varlen
@@ -28,11 +28,11 @@ class KernelSpec(Footprint):
     Parameters
     ----------
     op : str
-        "decode", "prefill", "varlen", "append", "gather" or "merge".
+        "decode", "prefill", "varlen", "append", "gather", "merge" or "ranges" (of the keys that a mask keeps).
     dtype, kv_dtype : str
-        Type of the activations and of what the cache stores; None means `dtype`.
+        Type of the activations and of what the cache stores; None means `dtype`. Of op "ranges", which reads neither, float16.
     head_dim : int
-        64, 96, 128, 192 or 256.
+        64, 96, 128, 192 or 256; of op "ranges" 128.
     arch : str
         The compiler's target, "sm_70" and up.
     family : str, optional
@@ -103,6 +103,8 @@ class KernelSpec(Footprint):
         if self.head_dim not in HEAD_DIMS:
             nearest = min(HEAD_DIMS, key=lambda d: abs(d - self.head_dim))
             raise UnsupportedError(f"`head_dim` must be one of {HEAD_DIMS}; got {self.head_dim}. The nearest is {nearest}.")
+        if self.op == "ranges":  # the same for all
+            self._set(dtype="float16", kv_dtype="float16", head_dim=128)
         self._resolve_source(target)
         self._set(general=flag(self.general, "general"), fused=flag(self.fused, "fused"))
         if self.general and self.op not in ("decode", *TILED):
@@ -270,7 +272,9 @@ class KernelSpec(Footprint):
     def name(self) -> str:
         """Entry point, store directory, test id and error text."""
         short = {"float16": "f16", "bfloat16": "bf16", "int8": "i8", "int4": "i4"}
-        parts = [self.op, short[self.dtype], f"kv{short[str(self.kv_dtype)]}", f"d{self.head_dim}"]
+        parts = [self.op]
+        if self.op != "ranges":
+            parts += [short[self.dtype], f"kv{short[str(self.kv_dtype)]}", f"d{self.head_dim}"]
         if self.op == "decode":
             parts += [f"h{self.heads}", f"s{self.cta_s}x{self.stages}", f"w{self.warps}", str(self.splits)]
         if self.op in TILED:

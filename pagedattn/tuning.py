@@ -226,4 +226,4 @@ def fields_of(row: Tile) -> dict[str, Any]:
     return {name: value for name, value in row._asdict().items() if name in SPEC_FIELDS}
 
 
-COPY_WARPS = 8  # append, gather, merge: plain copies
+COPY_WARPS = 8  # append, gather, merge, ranges: what only moves or looks

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/context.cuh"
+#include "prefill/mask_ranges.cuh"
 
 template<int kRows>
 struct QueryTile {
@@ -58,7 +59,8 @@ private:
     }
 };
 
-// The same of a call that may have a mask. A type of its own: with a wider member plain kernels would keep the tile in one piece, not by members.
+// The same of a call that may have a mask: of the keys only those that it keeps for some row, as far as that was found out. A type of its own:
+// with a wider member plain kernels would keep the tile in one piece, not by members.
 template<int kRows>
 struct MaskedTile: QueryTile<kRows> {
     const u8* mask;  // the sequence's, where there is one
@@ -68,7 +70,27 @@ struct MaskedTile: QueryTile<kRows> {
     {
         const bool found = QueryTile<kRows>::Find(p, index);
         mask = p.extras.mask ? p.extras.mask + p.extras.mask_starts[this->b] : nullptr;
+        if (found && p.extras.mask_ranges) {
+            Narrow(p);
+        }
         return found;
+    }
+
+private:
+    template<class Params>
+    DEVICE void Narrow(const Params& p)
+    {
+        const int2* const ranges = (const int2*)p.extras.mask_ranges + (i64)this->b * mask_ranges_of(p.max_seqlen_q);
+        const int last_token = min(this->token0 + (1 << this->tokens_log2), this->qlen) - 1;
+        int begin = this->klen, end = 0;
+#pragma unroll 1
+        for (int entry = this->token0 / kRangeQueries; entry <= last_token / kRangeQueries; ++entry) {
+            const int2 range = ranges[entry];
+            begin = min(begin, range.x);
+            end = max(end, range.y);
+        }
+        this->first_key = max(this->first_key, own_keys(p, begin));
+        this->keys = max(min(this->keys, own_keys(p, end)), this->first_key);
     }
 };
 

@@ -140,7 +140,8 @@ class InterpreterDevice(Device):
         if problem.workspace is not None:
             workspace.require(problem.workspace.nbytes, launches)
         for launch in launches:
-            self.launch(launch, addresses, arrays, writable, problem.workspace)
+            own = ("mask_ranges",) if launch.spec.op == "ranges" else writable
+            self.launch(launch, addresses, arrays, own, problem.workspace)
 
     def merge(self, outs: Sequence[Any], lses: Sequence[Any], out: Any, lse: Any) -> None:
         addresses = np.array([[self.address(x) for x in outs], [self.address(x) for x in lses]], np.uint64)

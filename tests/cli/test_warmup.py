@@ -19,14 +19,14 @@ def test_warmup(home: Path, run) -> None:
     assert not home.exists()
     status, out, _ = run("warmup", *SHAPE, "--device", "interpreter", "--kv-dtype", "int8")
     *kernels, last = out.splitlines()
-    assert (status, last, len(kernels)) == (0, "13 kernels ready on interpreter:sm_80", 13)
+    assert (status, last, len(kernels)) == (0, "14 kernels ready on interpreter:sm_80", 14)
     assert all("compiled in" in line for line in kernels)
     build.forget()
     report = json.loads(run("warmup", *SHAPE, "--device", "interpreter", "--kv-dtype", "int8", "--json")[1])
-    assert [k["origin"] for k in report["kernels"]] == ["store"] * 13
+    assert [k["origin"] for k in report["kernels"]] == ["store"] * 14
     ops = Counter(k["name"].partition("_")[0] for k in report["kernels"])
-    assert ops == {"append": 1, "decode": 6, "gather": 1, "merge": 1, "prefill": 4}
-    assert Counter("general" in k["name"] for k in report["kernels"]) == {False: 8, True: 5}
+    assert ops == {"append": 1, "decode": 6, "gather": 1, "merge": 1, "prefill": 4, "ranges": 1}
+    assert Counter("general" in k["name"] for k in report["kernels"]) == {False: 9, True: 5}
 
 
 def test_what_several_packs_of_heads_ask_for(home: Path, run) -> None:
@@ -40,7 +40,7 @@ def test_what_several_packs_of_heads_ask_for(home: Path, run) -> None:
 def test_warmup_on_a_gpu(home: Path, run) -> None:
     """Afterwards nothing is compiled: the kernels that calls of this shape ask for are loaded."""
     status, out, _ = run("warmup", *SHAPE)
-    assert (status, "13 kernels ready on cuda:" in out) == (0, True)
+    assert (status, "14 kernels ready on cuda:" in out) == (0, True)
     device = pagedattn.devices.get("cuda")
     before = len(device._modules)
     cache = pagedattn.KVCache(8, num_kv_heads=8, head_dim=64, block_len=16, device=device)

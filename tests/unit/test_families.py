@@ -86,7 +86,7 @@ def test_shipped_has_float16_only_below_sm_80() -> None:
     for target in ("sm_70", "sm_75"):
         specs = shipped([target])
         assert {s.dtype for s in specs} == {"float16"}
-        assert {s.op for s in specs} == {"decode", "prefill", "varlen", "append", "gather", "merge"}
+        assert {s.op for s in specs} == {"decode", "prefill", "varlen", "append", "gather", "merge", "ranges"}
         assert {s.kv_dtype for s in specs} == {"float16", "int8", "int4"}
         assert {s.head_dim for s in specs} == {64, 96, 128, 192, 256}
         granted = {"sm_70": 96 * 1024, "sm_75": 64 * 1024}[target]
