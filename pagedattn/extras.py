@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pagedattn.cache import KVCache
 
 Array = np.ndarray[Any, Any]
-# New tokens and tokens of the longest sequences from which on it is worth a launch to look for what a mask keeps. It takes some 9 us on an H200, a
+# New tokens and tokens of the longest sequences from which on it is worth a launch to look for what a mask keeps. It takes 9 us on an H200, a
 # thirtieth of the attention of 8 x 1,024 tokens.
 RANGES_FROM = 128, 1024
 
