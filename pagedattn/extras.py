@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pagedattn.cache import KVCache
 
 Array = np.ndarray[Any, Any]
-# New tokens and tokens of the longest sequences from which on it is worth a launch to look for what a mask keeps. It takes 9 us on an H200, a
-# thirtieth of the attention of 8 x 1,024 tokens.
+# New tokens and tokens of the longest sequences from which on it is worth a launch to look for what a mask keeps: 9 us on an H200, where
+# attention of 8 x 1,024 tokens takes 300.
 RANGES_FROM = 128, 1024
 
 
