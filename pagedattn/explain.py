@@ -126,7 +126,7 @@ def _explained(call: _Call, cache: KVCache, batch: Batch, num_splits: Any) -> Ex
     if call.masked and batch.num_tokens and (shape := ranges_shape(batch)):
         entries = shape[0] * shape[1]
         reason = f"ranges first: of the keys that the mask keeps for {RANGE_QUERIES} neighbouring queries of a sequence, a CTA for each"
-        steps.append(Step(dispatch.ranges_spec(device), entries, reason))
+        steps.append(Step(dispatch.ranges_spec(device), entries, reason))  # type: ignore[arg-type]
     if batch.num_prefill or (call.masked and batch.num_decode):
         chosen = dispatch.plan_prefill(device, layout, call.num_heads, batch, call.splits, adjusted=call.adjusted, cp=call.cp)  # type: ignore[arg-type]
         spec, tiles, pack, parts = chosen
