@@ -173,7 +173,7 @@ def ranges_shape(batch: Batch) -> tuple[int, int, int] | None:
 
 
 def _ranges(batch: Batch) -> Any:
-    """That room, one for each stream."""
+    """Room for the keys that a mask keeps, one for each stream; None where nobody looks for them."""
     device, shape = batch.device, ranges_shape(batch)
     if device.arch is None or shape is None:
         return None

@@ -31,7 +31,7 @@ EXTRA_FIELDS = (
     Field("alibi_slopes", "const float*", "one slope per head (num_heads); null: none"),
     Field("mask", "const u8*", "one byte per (query, key) of each sequence; null: none"),
     Field("mask_starts", "const i64*", "where each sequence's bytes begin"),
-    Field("mask_ranges", "int*", "first and past the last key that it keeps of 64 queries (prefill/mask_ranges.cuh); null: all"),
+    Field("mask_ranges", "int*", "first and past the last key that it keeps for 64 queries (prefill/mask_ranges.cuh); null: all"),
     Field("finished", "const u8*", "sequences to skip; null: none"),
     Field("rope_dim", "int", "elements of a head that turn"),
     Field("rope_interleaved", "int", "1: pairs are (2i, 2i + 1); 0: (i, i + rope_dim / 2)"),

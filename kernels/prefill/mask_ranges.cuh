@@ -21,8 +21,8 @@ struct MaskRows {
     static constexpr int kNone = 0x7fffffff;
     static constexpr int kChunk = 16, kAtOnce = 8;
 
-    // The nearest of keys [from, to) that a query keeps, in every `workers`-th chunk from `worker` on: the first or, `back`, the last, as minus one
-    // more than it is, so that the nearest is the least. Chunks are aligned: a row's first one may begin before the keys, its last end behind.
+    // Of keys [from, to), in every `workers`-th chunk from `worker` on, the first that a query keeps or, `back`, the last, as -(key + 1): both ways
+    // the nearest is the smallest number. Chunks are aligned: a row's first one may begin before the keys, its last end behind them.
     DEVICE int Nearest(int from, int to, bool back, int worker, int workers) const
     {
         const u32 per_row = (u32)(to - from + 2 * kChunk - 2) / kChunk;
@@ -80,10 +80,11 @@ private:
 };
 
 // By a CTA, for entry `entry` of sequence b. Most masks keep one of the first few keys, and one of the last: each step is longer than the one
-// before. Half of the warps look from the front and half from the back, until one end is found.
+// before. Half of the warps look from the front and half from the back; once one end is found, all look for the other.
 template<int kWarps, class Params>
 DEVICE void find_mask_range(const Params& p, int b, int entry, int thread)
 {
+    static_assert(kWarps % 2 == 0);
     constexpr int kNone = MaskRows::kNone, kFirstStep = 64, kLastStep = 4096;
     const int queries = p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b], len = p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b];
     const int first_query = entry * kRangeQueries, last_query = min(first_query + kRangeQueries, queries);
@@ -102,10 +103,10 @@ DEVICE void find_mask_range(const Params& p, int b, int entry, int thread)
 #pragma unroll 1
     for (int step = kFirstStep; begin < end && (front || back); step = min(8 * step, kLastStep)) {
         const int warps = front && back ? kWarps / 2 : kWarps;  // at an end
-        const bool mine = front ? warp >= warps : true;
+        const bool from_back = front ? warp >= warps : true;
         const int later = min(end, begin + step), earlier = max(begin, end - step);
-        const int found =
-            warp_min(rows.Nearest(mine ? earlier : begin, mine ? end : later, mine, thread % (warps * kWarpSize), warps * kWarpSize));
+        const int found = warp_min(
+            rows.Nearest(from_back ? earlier : begin, from_back ? end : later, from_back, thread % (warps * kWarpSize), warps * kWarpSize));
         if (thread % kWarpSize == 0) {
             nearest[warp] = found;
         }
@@ -113,9 +114,9 @@ DEVICE void find_mask_range(const Params& p, int b, int entry, int thread)
         int first = kNone, last = kNone;
 #pragma unroll
         for (int w = 0; w < kWarps; ++w) {
-            const bool other = front ? w >= warps : true;
-            first = other ? first : min(first, nearest[w]);
-            last = other ? min(last, nearest[w]) : last;
+            const bool behind = front ? w >= warps : true;
+            first = behind ? first : min(first, nearest[w]);
+            last = behind ? min(last, nearest[w]) : last;
         }
         __syncthreads();
         if (front) {

@@ -86,8 +86,10 @@ private:
 #pragma unroll 1
         for (int entry = this->token0 / kRangeQueries; entry <= last_token / kRangeQueries; ++entry) {
             const int2 range = ranges[entry];
-            begin = min(begin, range.x);
-            end = max(end, range.y);
+            if (range.x < range.y) {
+                begin = min(begin, range.x);
+                end = max(end, range.y);
+            }
         }
         this->first_key = max(this->first_key, own_keys(p, begin));
         this->keys = max(min(this->keys, own_keys(p, end)), this->first_key);

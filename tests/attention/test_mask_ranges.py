@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import pagedattn as pa
-from pagedattn import extras
+from pagedattn import dispatch, extras
 from pagedattn.explain import explain_shape
 from pagedattn.footprint import RANGE_QUERIES
 from tests.attention.test_masks import GPU
 
 HOST = ("interpreter", "interpreter:sm_90", "interpreter:sm_75", "interpreter:sm_70")
-LENGTHS = ((150, 431), (3, 90), (65, 65))
+LENGTHS = ((3, 90), (150, 431), (65, 65))
 HEADS, HEAD_DIM, BLOCK_LEN = 2, 64, 64
 
 
@@ -36,7 +36,9 @@ MASKS = {
 class World:
     """LENGTHS in a cache of a device; calls with masks that begin at the last of `offset` + 1 bytes."""
 
-    def __init__(self, device: str, kv_dtype: str | None = None, lengths: tuple[tuple[int, int], ...] = LENGTHS) -> None:
+    def __init__(
+        self, device: str, kv_dtype: str | None = None, lengths: tuple[tuple[int, int], ...] = LENGTHS, heads: int = HEADS
+    ) -> None:
         self.lengths, rng = lengths, np.random.default_rng(7)
         new, tokens = ([n[i] for n in lengths] for i in (0, 1))
         shape = {"num_kv_heads": HEADS, "head_dim": HEAD_DIM, "block_len": BLOCK_LEN}
@@ -46,7 +48,7 @@ class World:
         k, v = (asarray(rng.standard_normal((sum(tokens), HEADS, HEAD_DIM)).astype(np.float16)) for _ in "kv")
         pa.append(k, v, self.cache, whole)
         self.batch = pa.Batch(whole.block_table, new, tokens, device=self.cache.device)
-        self.q = asarray(rng.standard_normal((sum(new), HEADS, HEAD_DIM)).astype(np.float16))
+        self.q = asarray(rng.standard_normal((sum(new), heads, HEAD_DIM)).astype(np.float16))
 
     def attend(self, mask: Any, offset: int = 0, **keywords: Any) -> tuple[Any, Any]:
         device = self.cache.device
@@ -102,6 +104,53 @@ def test_they_are_the_keys_that_the_mask_keeps(device: str, name: str) -> None:
         wanted_out, wanted_lse = right.attend(flat(name), causal=causal, window_size=window)
         np.testing.assert_allclose(out.astype(np.float32), wanted_out.astype(np.float32), atol=2e-3)
         np.testing.assert_allclose(lse, wanted_lse, atol=1e-4)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("device", HOST)
+@pytest.mark.parametrize("heads", [8, 32])
+def test_tiles_of_a_group_hold_fewer_queries(device: str, heads: int) -> None:
+    """They begin within what shares a range, too."""
+    lengths = ((1, 9), (150, 290))
+    world, right = World(device, lengths=lengths, heads=heads), World("cpu", lengths=lengths, heads=heads)
+    for name, num_splits in (("documents", None), ("few", 1)):
+        out, lse = world.attend(flat(name, lengths), num_splits=num_splits)
+        wanted_out, wanted_lse = right.attend(flat(name, lengths), num_splits=num_splits)
+        np.testing.assert_allclose(out.astype(np.float32), wanted_out.astype(np.float32), atol=2e-3)
+        np.testing.assert_allclose(lse, wanted_lse, atol=1e-4)
+
+
+@pytest.fixture
+def ranges_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefill = dispatch._prefill
+    monkeypatch.setattr(dispatch, "_prefill", lambda *given: prefill(*given)._replace(grid=0))
+
+
+@pytest.mark.usefixtures("always", "ranges_only")
+@pytest.mark.parametrize("device", ["interpreter:sm_90", "interpreter:sm_75"])
+@pytest.mark.parametrize("offset", range(16))
+def test_one_key_is_found_wherever_it_stands(device: str, offset: int) -> None:
+    """At the ends of what is looked at in one step, from both sides."""
+    q, k = 3, 707
+    world = World(device, lengths=((q, k),))
+    for near in (0, 1, 15, 16, 62, 63, 64, 65, 80, 574, 575, 576, 577, 592):
+        for key in {near, k - 1 - near}:
+            mask = np.zeros((q, k), bool)
+            mask[key % q, key] = True
+            world.attend(mask.reshape(-1), offset, causal=False)
+            assert world.ranges.tolist() == [[[key, key + 1]]]
+
+
+@pytest.mark.usefixtures("always", "ranges_only")
+@pytest.mark.parametrize(("q", "k", "keys"), [(64, 901, (450,)), (64, 901, (100, 800)), (5, 9999, (4700,)), (5, 9999, (5001, 5300))])
+@pytest.mark.parametrize("row", [-1, -33])
+def test_many_rows_and_long_ones(q: int, k: int, keys: tuple[int, ...], row: int) -> None:
+    """Only one row keeps any; steps grow to 4,096 keys."""
+    world = World("interpreter", lengths=((q, k),))
+    mask = np.zeros((q, k), bool)
+    mask[row % q, list(keys)] = True
+    world.attend(mask.reshape(-1), causal=False)
+    assert world.ranges.tolist() == [[[keys[0], keys[-1] + 1]]]
 
 
 @pytest.mark.usefixtures("always")

@@ -95,6 +95,12 @@ def test_shipped_has_float16_only_below_sm_80() -> None:
         shipped(["sm_75"], ["bfloat16"])
 
 
+def test_one_kernel_looks_through_masks_of_all_types() -> None:
+    specs = shipped(["sm_90"])
+    assert len(specs) == len(set(specs))
+    assert [s for s in specs if s.op == "ranges"] == [KernelSpec("ranges", "bfloat16", "int8", 64, "sm_90")]
+
+
 @pytest.mark.parametrize("mma", arch.MMAS)
 def test_every_head_dim_and_type_has_a_pack_of_eight(mma: str) -> None:
     assert {(d, 8, b) for d in (64, 96, 128, 192, 256) for b in (16, 8, 4)} <= set(tuning.DECODE_OF[mma])
