@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -173,11 +174,15 @@ def ranges_shape(batch: Batch) -> tuple[int, int, int] | None:
 
 
 def _ranges(batch: Batch) -> Any:
-    """Room for the keys that a mask keeps, one for each stream; None where nobody looks for them."""
+    """Room for the keys that a mask keeps; None where nobody looks for them.
+
+    One for each stream, whose launches follow each other, and for each thread: another one's launches may come between those of a call, and
+    the streams of all threads may have one name.
+    """
     device, shape = batch.device, ranges_shape(batch)
     if device.arch is None or shape is None:
         return None
-    key = "mask_ranges", shape, device.address_of(None)
+    key = "mask_ranges", shape, device.address_of(None), get_ident()
     found = batch.notes.get(key)
     if found is None:
         found = batch.notes[key] = device.empty(shape, np.int32)

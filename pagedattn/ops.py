@@ -83,6 +83,8 @@ def paged_attention(
     mask : bool (or uint8, where 0 hides) array (sum of seqlens_q * seqlens_k), optional
         Which keys each query may see, as for a tree of drafted tokens: for each sequence its seqlens_q x seqlens_k entries, row by row, one
         sequence after the other. `causal` and `window_size` hold besides. Where tokens of a tree stand is told to the rope: `Rope.at`.
+        A batch of long sequences allocates a little at its first such call on each stream, in each thread: make one before a
+        capture.
     sinks : array (num_heads) float32, optional
         A logit per head that joins the softmax's sum and has no value.
     rope : Rope, or what its `at` returns, optional

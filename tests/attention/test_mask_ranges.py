@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -216,9 +217,18 @@ def test_what_explain_says_is_launched() -> None:
 
 
 @pytest.mark.usefixtures("always")
-def test_streams_have_room_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_and_threads_have_room_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World("interpreter")
-    world.attend(flat("all"))
+
+    def rooms() -> int:
+        return sum(key[0] == "mask_ranges" for key in world.batch.notes)
+
+    for _ in range(2):
+        world.attend(flat("all"))
+        assert rooms() == 1
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(world.attend, flat("all")).result()
+    assert rooms() == 2
     monkeypatch.setattr(world.cache.device, "address_of", lambda stream: 5)
     world.attend(flat("all"))
-    assert [key[-1] for key in world.batch.notes if key[0] == "mask_ranges"] == [0, 5]
+    assert rooms() == 3
